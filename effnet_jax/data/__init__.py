@@ -1,0 +1,1 @@
+"""Reading, ordering, preprocessing and augmenting images."""

@@ -1,0 +1,47 @@
+"""Sources: labelled images of any kind behind one interface, opened by `open_source`."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from effnet_jax.data.sources.base import Source, expand
+from effnet_jax.data.sources.folder import open_folder
+from effnet_jax.data.sources.prepared import find_prepared, open_prepared, prepared_below
+from effnet_jax.errors import ConfigError, DataError, nearest
+
+ROLES = ("train", "validation", "test")
+ON_BAD_IMAGE = ("error", "skip")
+
+
+def open_source(data: Mapping[str, Any], split: str) -> Source:
+    """Opens one split of a data set.
+
+    Args:
+      data: the config's `data`: `name` (a tensorflow-datasets name, or a path to an image folder, an `.npz`, a CIFAR
+        archive or its unpacked folder, or a set written by tools/prepare_data.py), `data_dir` (where
+        tensorflow-datasets' prepared sets are), `train`, `validation`, `test` (split expressions), `on_bad_image`.
+      split: a role (`"train"`, `"validation"`, `"test"`: the expression that `data` gives it) or a split expression.
+
+    Returns:
+      The source.
+
+    Raises:
+      DataError: the set or split does not exist, or is not what it should be.
+      ConfigError: an unknown value of `on_bad_image`.
+    """
+    expression = str(data.get(split) or split) if split in ROLES else split
+    on_bad_image = data.get("on_bad_image") or "error"
+    if on_bad_image not in ON_BAD_IMAGE:
+        raise ConfigError(f"data.on_bad_image is {on_bad_image!r}: {nearest(on_bad_image, ON_BAD_IMAGE)}")
+    name, data_dir = str(data.get("name") or ""), str(data.get("data_dir") or "")
+    if not name:
+        raise DataError("data.name is empty: give a tensorflow-datasets name, or the path of a folder or file")
+    path = expand(name)
+    if data_dir and os.path.isdir(os.path.join(expand(data_dir), name.partition(":")[0])):
+        return open_prepared(find_prepared(name, data_dir), expression, on_bad_image=on_bad_image)
+    if os.path.isdir(path):
+        prepared = prepared_below(path)
+        if prepared:
+            return open_prepared(prepared[-1], expression, on_bad_image=on_bad_image)
+        return open_folder(path, expression, on_bad_image=on_bad_image)
+    return open_prepared(find_prepared(name, data_dir), expression, on_bad_image=on_bad_image)

@@ -1,0 +1,203 @@
+"""Sets that tensorflow-datasets has prepared as ArrayRecord, read without TensorFlow.
+
+A prepared set is a folder `data_dir/name[/config]/version` with `dataset_info.json`, `features.json` and the records.
+Sets of small images (`base.SMALL_SIDE`) are decoded when they are opened and stay in memory.
+"""
+
+import dataclasses
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from effnet_jax.data.preprocess import decode_image
+from effnet_jax.data.sources.base import SMALL_SIDE, ArraySource, EncodedSource, Source, check_labels, expand
+from effnet_jax.data.sources.splits import parse_split
+from effnet_jax.errors import DataError, nearest
+
+MEMORY_LIMIT = 4 * 2**30  # bytes of decoded small images; a larger set is decoded as it is read
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+
+
+def default_data_dir() -> str:
+    """Where tensorflow-datasets keeps prepared sets when nothing is said."""
+    return os.environ.get("TFDS_DATA_DIR") or os.path.join(os.path.expanduser("~"), "tensorflow_datasets")
+
+
+def find_prepared(name: str, data_dir: str = "") -> str:
+    """Finds the folder of a prepared set.
+
+    Args:
+      name: as tensorflow-datasets writes it: `cifar100`, `cifar100:3.0.2`, `set/config`, `set/config:1.0.0`; without a
+        version the newest is taken.
+      data_dir: where prepared sets are; "" for `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+
+    Returns:
+      The folder that holds `dataset_info.json`.
+
+    Raises:
+      DataError: it is not there; with the command that prepares it.
+    """
+    from etils import epath  # reads gs:// too; only this kind of source needs it
+
+    base = epath.Path(expand(data_dir) if data_dir else default_data_dir())
+    stem, _, version = name.partition(":")
+    root = base / stem
+    folders = prepared_below(root)
+    if version:
+        folders = [folder for folder in folders if os.path.basename(folder) == version]
+    if not folders:
+        near = [entry.name for entry in base.iterdir() if entry.is_dir()] if base.exists() else []
+        hint = f" That folder holds {', '.join(sorted(near))}: {nearest(stem, sorted(near))}" if near else ""
+        raise DataError(
+            f"{base} does not hold the set {name!r} prepared by tensorflow-datasets. Prepare it with "
+            f"`python tools/prepare_data.py {stem} --data_dir={base}`, or set data.data_dir to where it is.{hint}"
+        )
+    configs = sorted({os.path.dirname(folder) for folder in folders})
+    if len(configs) > 1:
+        names = [f"{stem}/{os.path.basename(config)}" for config in configs]
+        raise DataError(f"{root} holds several configurations: name one of {', '.join(names)}")
+    return max(folders, key=lambda folder: tuple(int(part) for part in os.path.basename(folder).split(".")))
+
+
+def prepared_below(root: Any) -> list[str]:
+    """Folders of prepared sets at `root`, `root/version` or `root/config/version`."""
+    from etils import epath
+
+    root = epath.Path(root)
+    if (root / "dataset_info.json").exists():
+        return [os.fspath(root)]
+    if not root.is_dir():
+        return []
+    found = []
+    for first in sorted(root.iterdir()):
+        if _VERSION.fullmatch(first.name):
+            if (first / "dataset_info.json").exists():
+                found.append(os.fspath(first))
+        elif first.is_dir():
+            found += [
+                os.fspath(second)
+                for second in sorted(first.iterdir())
+                if _VERSION.fullmatch(second.name) and (second / "dataset_info.json").exists()
+            ]
+    return found
+
+
+@dataclasses.dataclass
+class PreparedRecords:
+    """Records of one split expression: serialized `tf.train.Example`s by position."""
+
+    data: Any  # array_record's data source; it pickles by its file names
+    name: str
+    image_key: str
+    label_key: str
+    id_key: str | None
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def read(self, index: int) -> tuple[bytes, int, str]:
+        """The encoded image, its label and its name."""
+        return self.read_many([index])[0]
+
+    def id(self, index: int) -> str:
+        """The position of one record, which is there also where the record is damaged."""
+        return f"{self.name}/{index}"
+
+    def read_many(self, indices: list[int]) -> list[tuple[bytes, int, str]]:
+        """Like `read` for many positions, which is faster."""
+        try:
+            records = self.data.__getitems__(indices)
+        except Exception as error:  # array_record raises plain RuntimeErrors and ValueErrors for damaged files
+            raise DataError(f"{self.name}: the records cannot be read ({error}): copy the set again") from None
+        return [self._parse(record, index) for record, index in zip(records, indices, strict=True)]
+
+    def _parse(self, record: bytes, index: int) -> tuple[bytes, int, str]:
+        from tensorflow_datasets.proto import tf_example_pb2  # 0.3 s to import, and only this kind needs it
+
+        try:
+            features = tf_example_pb2.Example.FromString(record).features.feature
+            image = features[self.image_key].bytes_list.value[0]
+            label = features[self.label_key].int64_list.value[0]
+            ids = features[self.id_key].bytes_list.value if self.id_key else ()
+        except Exception as error:  # the parser's own error type, or an index error where a field is empty
+            raise DataError(f"{self.name}: record {index} is damaged ({error}): prepare the set again") from None
+        return image, label, ids[0].decode(errors="replace") if ids else f"{self.name}/{index}"
+
+
+def open_prepared(folder: str, expression: str, *, on_bad_image: str = "error") -> Source:
+    """Opens a split expression of a prepared set.
+
+    Args:
+      folder: what `find_prepared` returns.
+      expression: see `splits.parse_split`.
+      on_bad_image: `"error"` or `"skip"`.
+
+    Returns:
+      A source; in memory where the images are small.
+
+    Raises:
+      DataError: another file format than ArrayRecord, missing files, no image or label, an unknown split.
+    """
+    import tensorflow_datasets as tfds  # 0.4 s to import, and only this kind needs it
+
+    try:
+        builder = tfds.builder_from_directory(folder)
+    except Exception as error:  # whatever its JSON readers raise
+        raise DataError(f"{folder} is no set of tensorflow-datasets ({error}): prepare it again") from None
+    info = builder.info
+    form = getattr(info.file_format, "value", str(info.file_format))
+    if form != "array_record":
+        raise DataError(
+            f"{folder} was prepared as {form}, which has no random access. Prepare it as array_record: `python "
+            f"tools/prepare_data.py {info.name} --data_dir=DIR`, or convert it with `tfds convert_format "
+            f"--dataset_dir={folder} --out_file_format=array_record --out_path=DIR`"
+        )
+    parts = parse_split(expression, {name: split.num_examples for name, split in info.splits.items()}, info.name)
+    for split in {part[0] for part in parts}:
+        for path in info.splits[split].filepaths:
+            if not path.exists():
+                raise DataError(f"{path} is missing: copy or prepare {info.name} again")
+    image_key, label_key = _keys(info, folder)
+    feature = info.features[image_key]
+    class_names = tuple(info.features[label_key].names or map(str, range(info.features[label_key].num_classes)))
+    id_key = next((key for key in ("id", "file_name", "image/filename") if key in info.features), None)
+    spec = "+".join(f"{split}[{start}:{stop}]" for split, start, stop in parts)
+    data = builder.as_data_source(split=spec).data_source
+    name = f"{info.name} {expression}"
+    records = PreparedRecords(data, name, image_key, label_key, id_key)
+    shape = feature.shape
+    small = None not in shape and max(shape[:2]) <= SMALL_SIDE
+    if small and len(records) * shape[0] * shape[1] * 3 <= MEMORY_LIMIT:
+        return _decode_all(records, shape[:2], class_names)
+    return EncodedSource(name, records, class_names, on_bad_image=on_bad_image)
+
+
+def _keys(info: Any, folder: str) -> tuple[str, str]:
+    features = info.features
+    image, label = info.supervised_keys if len(info.supervised_keys or ()) == 2 else ("image", "label")
+    kinds = {key: type(feature).__name__ for key, feature in features.items()} if hasattr(features, "items") else {}
+    if kinds.get(image) != "Image" or kinds.get(label) != "ClassLabel":
+        raise DataError(f"{folder} is no classification set: it needs an image and a class label, and has {kinds}")
+    return image, label
+
+
+def _decode_all(records: PreparedRecords, shape: tuple[int, int], class_names: tuple[str, ...]) -> ArraySource:
+    """Decodes a whole set of small images into one array, on all cores as far as the decoder leaves Python's lock."""
+    count = len(records)
+    images = np.empty((count, *shape, 3), np.uint8)
+    labels = np.empty(count, np.int64)
+    ids = [""] * count
+
+    def fill(start: int) -> None:
+        positions = list(range(start, min(start + 1000, count)))
+        for index, (data, label, name) in zip(positions, records.read_many(positions), strict=True):
+            images[index] = decode_image(data, name=f"{records.name}: {name}")
+            labels[index] = label
+            ids[index] = name
+
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        list(pool.map(fill, range(0, count, 1000)))
+    return ArraySource(records.name, images, check_labels(labels, len(class_names), records.name), class_names, ids)
