@@ -1,0 +1,1 @@
+"""The variants and the network."""
