@@ -1,0 +1,1 @@
+"""Weights: reading TensorFlow checkpoints, translating, storing."""
