@@ -1,16 +1,22 @@
 """Sources: labelled images of any kind behind one interface, opened by `open_source`."""
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
+from effnet_jax.data.sources.arrays import open_npz
 from effnet_jax.data.sources.base import Source, expand
+from effnet_jax.data.sources.cifar import is_cifar_folder, open_cifar
 from effnet_jax.data.sources.folder import open_folder
 from effnet_jax.data.sources.prepared import find_prepared, open_prepared, prepared_below
 from effnet_jax.errors import ConfigError, DataError, nearest
 
 ROLES = ("train", "validation", "test")
 ON_BAD_IMAGE = ("error", "skip")
+
+_TAR_SUFFIXES = (".tar.gz", ".tgz", ".tar", ".tar.bz2", ".tar.xz")
+_PREPARED_NAME = re.compile(r"[a-zA-Z]\w*(/[\w.-]+)?(:\d+\.\d+\.\d+)?")  # set[/config][:version]
 
 
 def open_source(data: Mapping[str, Any], split: str) -> Source:
@@ -40,8 +46,25 @@ def open_source(data: Mapping[str, Any], split: str) -> Source:
     if data_dir and os.path.isdir(os.path.join(expand(data_dir), name.partition(":")[0])):
         return open_prepared(find_prepared(name, data_dir), expression, on_bad_image=on_bad_image)
     if os.path.isdir(path):
-        prepared = prepared_below(path)
-        if prepared:
-            return open_prepared(prepared[-1], expression, on_bad_image=on_bad_image)
-        return open_folder(path, expression, on_bad_image=on_bad_image)
+        return _open_folder_of_any_kind(path, expression, on_bad_image)
+    lower = path.lower()
+    if lower.endswith(".npz"):
+        return open_npz(path, expression)
+    if lower.endswith(_TAR_SUFFIXES):
+        return open_cifar(path, expression)
+    if os.path.exists(path):
+        raise DataError(f"{path} is neither a folder, an .npz nor a CIFAR archive: unpack it and give the folder")
+    if not _PREPARED_NAME.fullmatch(name):
+        raise DataError(f"{path}: there is no such file or folder")
     return open_prepared(find_prepared(name, data_dir), expression, on_bad_image=on_bad_image)
+
+
+def _open_folder_of_any_kind(path: str, expression: str, on_bad_image: str) -> Source:
+    prepared = prepared_below(path)
+    if len(prepared) > 1:
+        raise DataError(f"{path} holds several prepared sets or versions: give one of {', '.join(prepared)}")
+    if prepared:
+        return open_prepared(prepared[0], expression, on_bad_image=on_bad_image)
+    if is_cifar_folder(path):
+        return open_cifar(path, expression)
+    return open_folder(path, expression, on_bad_image=on_bad_image)

@@ -171,7 +171,7 @@ def open_prepared(folder: str, expression: str, *, on_bad_image: str = "error") 
     shape = feature.shape
     small = None not in shape and max(shape[:2]) <= SMALL_SIDE
     if small and len(records) * shape[0] * shape[1] * 3 <= MEMORY_LIMIT:
-        return _decode_all(records, shape[:2], class_names)
+        return _decode_all(records, shape[:2], class_names, on_bad_image)
     return EncodedSource(name, records, class_names, on_bad_image=on_bad_image)
 
 
@@ -184,20 +184,36 @@ def _keys(info: Any, folder: str) -> tuple[str, str]:
     return image, label
 
 
-def _decode_all(records: PreparedRecords, shape: tuple[int, int], class_names: tuple[str, ...]) -> ArraySource:
-    """Decodes a whole set of small images into one array, on all cores as far as the decoder leaves Python's lock."""
+def _decode_all(
+    records: PreparedRecords, shape: tuple[int, int], class_names: tuple[str, ...], on_bad_image: str
+) -> ArraySource:
+    """Decodes a whole set of small images into one array, in threads: the decoder leaves Python's lock."""
     count = len(records)
     images = np.empty((count, *shape, 3), np.uint8)
     labels = np.empty(count, np.int64)
     ids = [""] * count
+    bad: dict[int, str] = {}
 
     def fill(start: int) -> None:
         positions = list(range(start, min(start + 1000, count)))
         for index, (data, label, name) in zip(positions, records.read_many(positions), strict=True):
-            images[index] = decode_image(data, name=f"{records.name}: {name}")
-            labels[index] = label
-            ids[index] = name
+            labels[index], ids[index] = label, name
+            try:
+                images[index] = decode_image(data, name=f"{records.name}: {name}")
+            except DataError as error:
+                if on_bad_image != "skip":
+                    raise
+                bad[index] = str(error)
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         list(pool.map(fill, range(0, count, 1000)))
-    return ArraySource(records.name, images, check_labels(labels, len(class_names), records.name), class_names, ids)
+    if bad:  # left out for good: the rest is an array without holes
+        kept = np.array([index for index in range(count) if index not in bad])
+        images, labels, ids_kept = images[kept], labels[kept], [ids[index] for index in kept]
+    else:
+        ids_kept = ids
+    source = ArraySource(
+        records.name, images, check_labels(labels, len(class_names), records.name), class_names, ids_kept
+    )
+    source.bad = [{"id": ids[index], "error": error} for index, error in sorted(bad.items())]
+    return source

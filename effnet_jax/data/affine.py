@@ -1,0 +1,284 @@
+"""One affine resampling per example: resize, flip, shift, rotation, shear, zoom and crop in a single step.
+
+Coordinates are those of TensorFlow 1's resize (align_corners and half_pixel_centers False), which the original
+EfficientNet uses: output pixel j of R reads the source at `j * size / R`, counted from the first pixel. So a view
+without any augmentation equals the evaluation's direct resize. What lies outside the image mirrors it, like the
+resized image continued symmetrically. Images are handled as planes [N, 3, height, width], which is the layout of the
+two matrix products.
+
+Where an image shrinks, the kernel is widened (two matrix products) or the source is smoothed first (gather), by the
+view's own scale along each axis, so that it does not alias.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from effnet_jax.data.preprocess import bicubic_taps
+
+INTERPOLATIONS = ("bilinear", "bicubic")
+CUBIC_A = -0.75  # TensorFlow 1's; the common -0.5 is its half-pixel variant
+
+
+def resize_on_device(images: Array, resolution: int) -> Array:
+    """Resizes by TensorFlow 1's bicubic rule as two small matrix products.
+
+    Equal to `preprocess.resize_bicubic` but for float32 rounding of the sums.
+
+    Args:
+      images: uint8 or float32 [N, h, w, 3].
+      resolution: side of the result.
+
+    Returns:
+      float32 [N, resolution, resolution, 3].
+    """
+    rows, columns = (jnp.asarray(_bicubic_matrix(size, resolution)) for size in images.shape[1:3])
+    planes = to_planes(images).astype(jnp.float32)
+    tall = jnp.einsum("ik,nckj->ncij", rows, planes, precision=lax.Precision.HIGHEST)
+    return to_pixels(jnp.einsum("jk,ncik->ncij", columns, tall, precision=lax.Precision.HIGHEST))
+
+
+def _bicubic_matrix(size: int, resolution: int) -> np.ndarray:
+    """The weights of TF1's bicubic resize along one axis: float32 [resolution, size]."""
+    indices, weights = bicubic_taps(size, resolution)
+    matrix = np.zeros((resolution, size), np.float32)
+    for index, weight in zip(indices, weights, strict=True):
+        np.add.at(matrix, (np.arange(resolution), index), weight)
+    return matrix
+
+
+def to_planes(images: Array) -> Array:
+    """[N, height, width, 3] -> [N, 3, height, width]."""
+    return jnp.transpose(images, (0, 3, 1, 2))
+
+
+def to_pixels(planes: Array) -> Array:
+    """[N, 3, height, width] -> [N, height, width, 3]."""
+    return jnp.transpose(planes, (0, 2, 3, 1))
+
+
+def view_matrix(
+    window: Array,
+    *,
+    size: tuple[int, int],
+    resolution: int,
+    flip: Array,
+    shift: Array,
+    rotation: Array,
+    shear: Array,
+    zoom: Array,
+) -> Array:
+    """Where the pixels of one view lie in its source.
+
+    The view is, in this order: the window of the source, resized to a square; magnified, sheared and rotated about
+    its centre; shifted; flipped. All arguments are those of one example; use `jax.vmap` for a batch.
+
+    Args:
+      window: left, top, width and height as fractions of the source, float32 [4].
+      size: height and width of the source in pixels.
+      resolution: side of the view in pixels.
+      flip: whether to mirror it left to right, bool [].
+      shift: to the right and down, as fractions of the view, float32 [2].
+      rotation: counter-clockwise, in radians, float32 [].
+      shear: along x and along y, in radians, float32 [2].
+      zoom: magnification, float32 [].
+
+    Returns:
+      float32 [2, 3]: (x, y) in source pixels = matrix @ (column, row, 1) of the view.
+    """
+    centre = (resolution - 1) / 2
+    cos, sin = jnp.cos(rotation), jnp.sin(rotation)
+    slant = jnp.tan(shear)
+    # From a view's offset to the square's: undo the flip, the rotation, the shear, the zoom. Written out: a matrix
+    # product of the device's default precision would round to bfloat16 on TPU. y points down.
+    mirror = jnp.where(flip, -1.0, 1.0)
+    x_row = jnp.stack([cos - slant[0] * sin, -sin - slant[0] * cos])
+    y_row = jnp.stack([sin - slant[1] * cos, cos + slant[1] * sin])
+    linear = jnp.stack([x_row, y_row]) / zoom
+    pitch = window[2:] * jnp.array([size[1] / resolution, size[0] / resolution], jnp.float32)
+    origin = window[:2] * jnp.array([size[1], size[0]], jnp.float32)
+    moved = centre + shift * resolution  # the view's centre comes to lie here before the flip
+    offset = origin + pitch * (centre - linear[:, 0] * moved[0] - linear[:, 1] * moved[1])
+    # Flipped: column j shows what column R - 1 - j would show.
+    offset = offset + pitch * linear[:, 0] * jnp.where(flip, resolution - 1.0, 0.0)
+    linear = linear * jnp.stack([mirror, jnp.ones(())])
+    return jnp.concatenate([pitch[:, None] * linear, offset[:, None]], axis=1)
+
+
+def resample_straight(images: Array, matrices: Array, resolution: int, interpolation: str, shrink: float) -> Array:
+    """Resamples views without rotation and shear: two small matrix products per example.
+
+    Args:
+      images: uint8 [N, h, w, 3].
+      matrices: float32 [N, 2, 3] of `view_matrix`; their off-diagonal elements are taken as 0.
+      resolution: side of the views.
+      interpolation: `"bilinear"` or `"bicubic"`.
+      shrink: bound of the source pixels per view pixel along an axis. The kernel is widened up to it.
+
+    Returns:
+      float32 planes [N, 3, resolution, resolution].
+    """
+    height, width = images.shape[1:3]
+    steps = jnp.arange(resolution, dtype=jnp.float32)
+
+    def weights(scale: Array, offset: Array, size: int) -> Array:
+        location = scale[:, None] * steps + offset[:, None]
+        return _axis_weights(location, jnp.abs(scale), size, size / resolution, interpolation, shrink)
+
+    rows = weights(matrices[:, 1, 1], matrices[:, 1, 2], height)
+    columns = weights(matrices[:, 0, 0], matrices[:, 0, 2], width)
+    planes = to_planes(images).astype(jnp.float32)
+    # Full precision also on TPU: bfloat16 weights would be off by up to one level. The products are small.
+    tall = jnp.einsum("nik,nckj->ncij", rows, planes, precision=lax.Precision.HIGHEST)
+    return jnp.einsum("njk,ncik->ncij", columns, tall, precision=lax.Precision.HIGHEST)
+
+
+def _axis_weights(
+    location: Array, scale: Array, size: int, pitch: float, interpolation: str, shrink: float
+) -> Array:
+    """The weight of each source position for each output position: [N, R] -> [N, R, size]."""
+    location = _mirrored(location, size, pitch)
+    if interpolation == "bicubic":
+        location = jnp.round(location * 1024) / 1024  # as TF1 tabulates the kernel
+    reach = (2 if interpolation == "bicubic" else 1) * math.ceil(max(1.0, shrink))
+    positions = jnp.arange(-reach, size + reach, dtype=jnp.float32)
+    distance = jnp.abs(positions - location[..., None])
+    if shrink > 1:
+        distance = distance / jnp.clip(scale, 1.0, shrink)[:, None, None]
+    weights = _kernel(distance, interpolation)
+    if shrink > 1:
+        weights = weights / weights.sum(-1, keepdims=True)
+    # Positions beyond the edge repeat it.
+    first = weights[..., : reach + 1].sum(-1, keepdims=True)
+    last = weights[..., size + reach - 1 :].sum(-1, keepdims=True)
+    if size == 1:
+        return weights.sum(-1, keepdims=True)
+    return jnp.concatenate([first, weights[..., reach + 1 : size + reach - 1], last], axis=-1)
+
+
+def _mirrored(location: Array, size: int, pitch: float) -> Array:
+    """Folds locations into the image, as if the resized image were continued by its mirror images."""
+    inside = jnp.mod(location + pitch / 2, 2 * size)
+    return size - jnp.abs(inside - size) - pitch / 2
+
+
+def _kernel(distance: Array, interpolation: str) -> Array:
+    """The interpolation kernel at a distance >= 0."""
+    if interpolation == "bilinear":
+        return jnp.maximum(1 - distance, 0.0)
+    a, d = CUBIC_A, distance
+    near = ((a + 2) * d - (a + 3)) * d * d + 1
+    far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
+    return jnp.where(d < 1, near, jnp.where(d < 2, far, 0.0))
+
+
+def resample(images: Array, matrices: Array, resolution: int, interpolation: str, shrink: float) -> Array:
+    """Resamples views with any affine map: one gather of 4 (bilinear) or 16 (bicubic) pixels per view pixel.
+
+    Args:
+      images: uint8 [N, h, w, 3].
+      matrices: float32 [N, 2, 3] of `view_matrix`.
+      resolution: side of the views.
+      interpolation: `"bilinear"` or `"bicubic"`.
+      shrink: bound of the source pixels per view pixel along an axis. Where it is above 1 the source is smoothed
+        first, by each view's own scale, and rounded to whole levels.
+
+    Returns:
+      float32 planes [N, 3, resolution, resolution].
+    """
+    height, width = images.shape[1:3]
+    planes = to_planes(images)
+    if shrink > 1:
+        scales = jnp.sqrt(jnp.sum(matrices[:, :, :2] ** 2, axis=-1))  # [N, 2]: along x and y
+        planes = _smoothed(planes, scales, shrink)
+    packed = pack(planes).reshape(len(images), height * width)
+    steps = jnp.arange(resolution, dtype=jnp.float32)
+
+    def taps(row: int, size: int) -> tuple[list[Array], list[Array]]:
+        m = matrices[:, row, :, None, None]
+        location = m[:, 0] * steps[None, None, :] + m[:, 1] * steps[None, :, None] + m[:, 2]  # [N, R, R]
+        location = _mirrored(location, size, size / resolution)
+        base = jnp.floor(location)
+        fraction = location - base
+        offsets = (0, 1) if interpolation == "bilinear" else (-1, 0, 1, 2)
+        indices = [jnp.clip(base.astype(jnp.int32) + k, 0, size - 1) for k in offsets]
+        return indices, [_kernel(jnp.abs(k - fraction), interpolation) for k in offsets]
+
+    x_indices, x_weights = taps(0, width)
+    y_indices, y_weights = taps(1, height)
+
+    def line(y_index: Array) -> Array:
+        """The weighted sum along x of one row of taps: [N, 3, R, R]."""
+        total = jnp.zeros((), jnp.float32)
+        for x_index, x_weight in zip(x_indices, x_weights, strict=True):
+            index = (y_index * width + x_index).reshape(len(images), -1)
+            pixels = jnp.take_along_axis(packed, index, axis=1, mode="promise_in_bounds")
+            total += unpack(pixels.reshape(x_index.shape)).astype(jnp.float32) * x_weight[:, None]
+        return total
+
+    views = jnp.zeros((), jnp.float32)
+    for y_index, y_weight in zip(y_indices, y_weights, strict=True):
+        views += line(y_index) * y_weight[:, None]
+    return views
+
+
+def _smoothed(planes: Array, scales: Array, shrink: float) -> Array:
+    """Smooths each image along each axis by a triangle as wide as a view's pixel (none where that is one pixel)."""
+    reach = math.ceil(shrink) - 1
+    offsets = jnp.arange(-reach, reach + 1)
+    triangle = jnp.maximum(1 - jnp.abs(offsets) / jnp.clip(scales, 1.0, shrink)[..., None], 0.0)
+    triangle = triangle / triangle.sum(-1, keepdims=True)  # [N, 2, taps]
+    smooth = planes.astype(jnp.float32)
+    for axis, direction in ((3, 0), (2, 1)):
+        width = [(0, 0)] * 4
+        width[axis] = (reach, reach)
+        padded = jnp.pad(smooth, width, mode="edge")
+        smooth = sum(
+            lax.slice_in_dim(padded, tap, tap + planes.shape[axis], axis=axis)
+            * triangle[:, direction, tap, None, None, None]
+            for tap in range(2 * reach + 1)
+        )
+    return jnp.round(smooth).astype(jnp.uint8)
+
+
+def pack(planes: Array) -> Array:
+    """Packs the channels of uint8 [N, 3, height, width] into uint32 [N, height, width]: one gather fetches all."""
+    wide = planes.astype(jnp.uint32)
+    return wide[:, 0] | (wide[:, 1] << 8) | (wide[:, 2] << 16)
+
+
+def unpack(packed: Array) -> Array:
+    """The reverse of `pack`: uint32 [N, height, width] -> uint8 [N, 3, height, width]."""
+    return jnp.stack([packed & 255, (packed >> 8) & 255, (packed >> 16) & 255], axis=1).astype(jnp.uint8)
+
+
+def draw_window(key: Array, aspect: Array, area: tuple[float, float] | None) -> Array:
+    """Draws the part of one photograph that a view shows.
+
+    The photograph has been squeezed to a square; the window undoes that.
+
+    Args:
+      key: a random key.
+      aspect: width / height of the photograph before the squeeze, float32 [].
+      area: bounds of the window's share of the photograph's area: a window of aspect 3/4..4/3 at a random place, the
+        first of 10 that fits, as `sample_distorted_bounding_box` in the original. None: the largest centre square.
+
+    Returns:
+      left, top, width and height as fractions of the photograph, float32 [4].
+    """
+    side = jnp.minimum(aspect, 1.0)
+    square = jnp.stack([side / aspect, side])
+    if area is None:
+        return jnp.concatenate([(1 - square) / 2, square])
+    area_key, shape_key, place_key = jax.random.split(key, 3)
+    share = jax.random.uniform(area_key, (10,), minval=area[0], maxval=area[1])
+    ratio = jax.random.uniform(shape_key, (10,), minval=3 / 4, maxval=4 / 3)
+    sizes = jnp.sqrt(share[:, None] * jnp.stack([ratio / aspect, aspect / ratio], axis=1))  # fractions [10, 2]
+    fits = jnp.all(sizes <= 1, axis=1)
+    extent = jnp.where(fits.any(), sizes[jnp.argmax(fits)], square)
+    # Where none fits, the centre square, as in the original.
+    place = jnp.where(fits.any(), jax.random.uniform(place_key, (2,)), 0.5)
+    return jnp.concatenate([place * (1 - extent), extent])

@@ -1,0 +1,109 @@
+"""TensorFlow 1's image resizing in NumPy, equal to the last bit.
+
+The rules are those of `resize_bicubic_op.cc` and `resize_bilinear_op.cc` with align_corners and half_pixel_centers
+False: no half-pixel shift, no antialiasing, a table of 1024 fractions for the cubic weights, float32 sums in the order
+of the taps. No later TensorFlow function does the same.
+"""
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+
+
+@functools.cache
+def _cubic_table() -> tuple[np.ndarray, np.ndarray]:
+    """Weights of the near and far taps at 1025 fractions, A = -0.75, as TensorFlow 1 tabulates them."""
+    a = -0.75
+    x = np.arange(1025) / 1024
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    y = x + 1
+    far = ((a * y - 5 * a) * y + 8 * a) * y - 4 * a
+    return near.astype(np.float32), far.astype(np.float32)
+
+
+def _locations(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each output position the input position: its floor and the float32 rest. No half-pixel shift."""
+    scale = np.float32(size_in) / np.float32(size_out)
+    location = np.arange(size_out, dtype=np.float32) * scale
+    base = np.floor(location)
+    return base.astype(np.int64), location - base
+
+
+@functools.lru_cache(maxsize=256)
+def bicubic_taps(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray]:
+    """The four taps of TF1's bicubic resize along one axis.
+
+    Args:
+      size_in: length of the axis before.
+      size_out: length of the axis after.
+
+    Returns:
+      indices int64 [4, size_out] (clamped to the axis) and weights float32 [4, size_out].
+    """
+    near, far = _cubic_table()
+    base, rest = _locations(size_in, size_out)
+    step = np.rint(rest * np.float32(1024)).astype(np.int64)
+    indices = np.clip(base + np.arange(-1, 3)[:, None], 0, size_in - 1)
+    weights = np.stack([far[step], near[step], near[1024 - step], far[1024 - step]])
+    return indices, weights
+
+
+def _weighted_rows(image: np.ndarray, indices: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Sums rows [h, n] by taps, in float32 and in the order of the taps: [out, n]."""
+    total = np.take(image, indices[0], axis=0)
+    total *= weights[0][:, None]
+    product = np.empty_like(total)
+    for index, weight in zip(indices[1:], weights[1:], strict=True):
+        np.take(image, index, axis=0, out=product, mode="clip")  # "clip" writes straight to out; all are in range
+        product *= weight[:, None]
+        total += product
+    return total
+
+
+def _along_both_axes(image: np.ndarray, height: int, width: int, rows: Callable[[np.ndarray, int], np.ndarray]):
+    """Applies `rows` (a resize of axis 0 of a [h, n] array) to y, then to x."""
+    channels = image.shape[2]
+    tall = rows(image.reshape(image.shape[0], -1).astype(np.float32), height)  # [height, w * c]
+    turned = tall.reshape(height, image.shape[1], channels).transpose(1, 0, 2)  # [w, height, c]
+    wide = rows(np.ascontiguousarray(turned).reshape(image.shape[1], -1), width)  # [width, height * c]
+    return np.ascontiguousarray(wide.reshape(width, height, channels).transpose(1, 0, 2))
+
+
+def resize_bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resizes by TensorFlow 1's `resize_bicubic` (align_corners and half_pixel_centers False, no antialiasing).
+
+    Args:
+      image: uint8 or float32 [h, w, c].
+      height: of the result.
+      width: of the result.
+
+    Returns:
+      float32 [height, width, c], equal to TensorFlow's to the last bit.
+    """
+    return _along_both_axes(image, height, width, lambda x, n: _weighted_rows(x, *bicubic_taps(x.shape[0], n)))
+
+
+def resize_bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resizes by TensorFlow 1's `resize_bilinear` (align_corners and half_pixel_centers False, no antialiasing).
+
+    Args:
+      image: uint8 or float32 [h, w, c].
+      height: of the result.
+      width: of the result.
+
+    Returns:
+      float32 [height, width, c], equal to TensorFlow's to the last bit.
+    """
+    pixels = image.astype(np.float32)
+    top, down = _locations(pixels.shape[0], height)
+    left, right = _locations(pixels.shape[1], width)
+    # TensorFlow goes along x first, then along y; float32 sums depend on it.
+    columns = _between(pixels, left, right[:, None], axis=1)
+    return _between(columns, top, down[:, None, None], axis=0)
+
+
+def _between(pixels: np.ndarray, low: np.ndarray, fraction: np.ndarray, axis: int) -> np.ndarray:
+    first = np.take(pixels, low, axis=axis)
+    second = np.take(pixels, np.minimum(low + 1, pixels.shape[axis] - 1), axis=axis)
+    return first + (second - first) * fraction
