@@ -5,10 +5,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from effnet_jax.data.sources.arrays import open_npz
+from effnet_jax.data.sources.arrays import npz_sizes, open_npz
 from effnet_jax.data.sources.base import Source, expand
 from effnet_jax.data.sources.cifar import is_cifar_folder, open_cifar
-from effnet_jax.data.sources.folder import open_folder
+from effnet_jax.data.sources.folder import list_folder, open_folder
 from effnet_jax.data.sources.prepared import find_prepared, open_prepared, prepared_below
 from effnet_jax.errors import ConfigError, DataError, nearest
 
@@ -68,3 +68,23 @@ def _open_folder_of_any_kind(path: str, expression: str, on_bad_image: str) -> S
     if is_cifar_folder(path):
         return open_cifar(path, expression)
     return open_folder(path, expression, on_bad_image=on_bad_image)
+
+
+def split_sizes(path: str) -> dict[str, int]:
+    """The splits of an image folder, `.npz` or CIFAR archive, with their numbers of examples.
+
+    Args:
+      path: of the folder or file.
+
+    Returns:
+      {split: examples}.
+
+    Raises:
+      DataError: it cannot be read.
+    """
+    path = expand(path)
+    if path.lower().endswith(".npz"):
+        return npz_sizes(path)
+    if path.lower().endswith(_TAR_SUFFIXES) or is_cifar_folder(path):
+        return {split: len(open_cifar(path, split)) for split in ("train", "test")}
+    return {split: sum(map(len, classes.values())) for split, classes in list_folder(path)[0].items()}

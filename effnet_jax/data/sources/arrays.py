@@ -1,7 +1,9 @@
 """Arrays in memory, and `.npz` files of them."""
 
+import contextlib
 import zipfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -91,23 +93,46 @@ def open_npz(path: str, expression: str) -> ArraySource:
       DataError: a damaged file, unknown or pickled arrays, or what `from_arrays` refuses.
     """
     path = expand(path)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            keys = _find_keys(file.files, path)
-            labels = {split: file[label] for split, (_, label) in keys.items()}
-            names = [str(name) for name in file["class_names"]] if "class_names" in file.files else []
-            parts = parse_split(expression, {split: len(label) for split, label in labels.items()}, path)
-            images = {split: file[keys[split][0]] for split in {part[0] for part in parts}}
-    except FileNotFoundError:
-        raise DataError(f"{path}: there is no such file") from None
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"{path} cannot be read ({error}): save it with numpy.savez, arrays of numbers or strings only"
-        ) from None
+    with _opened(path) as file:
+        keys = _find_keys(file.files, path)
+        labels = {split: file[label] for split, (_, label) in keys.items()}
+        names = [str(name) for name in file["class_names"]] if "class_names" in file.files else []
+        parts = parse_split(expression, {split: len(label) for split, label in labels.items()}, path)
+        images = {split: file[keys[split][0]] for split in {part[0] for part in parts}}
     count = max(_count(label) for label in labels.values())
     names = names or [str(number) for number in range(count)]
     sources = {split: from_arrays(images[split], labels[split], names, name=f"{path} {split}") for split in images}
     return join([(sources[split], start, stop) for split, start, stop in parts], f"{path} {expression}")
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[np.lib.npyio.NpzFile]:
+    """Opens an `.npz`; what goes wrong inside is the file's fault."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            yield file
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such file") from None
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(
+            f"{path} cannot be read ({error}): save it with numpy.savez, arrays of numbers or strings only"
+        ) from None
+
+
+def npz_sizes(path: str) -> dict[str, int]:
+    """The splits of an `.npz` file, with their numbers of examples.
+
+    Args:
+      path: of the file.
+
+    Returns:
+      {split: examples}.
+
+    Raises:
+      DataError: it cannot be read.
+    """
+    with _opened(path) as file:
+        return {split: len(file[label]) for split, (_, label) in _find_keys(file.files, path).items()}
 
 
 def join(parts: Sequence[tuple[ArraySource, int, int]], name: str) -> ArraySource:

@@ -1,0 +1,40 @@
+"""Prepares data before a run: one set of tensorflow-datasets, or a folder or archive of your own.
+
+    python tools/prepare_data.py cifar100 --data_dir=~/tensorflow_datasets     # needs TensorFlow and a network
+    python tools/prepare_data.py photographs/ prepared/photographs             # needs neither
+    python tools/prepare_data.py cifar-100-python.tar.gz prepared/cifar100
+
+The first is read with data.name=cifar100 data.data_dir=…, the others with data.name=prepared/….
+"""
+
+import argparse
+import sys
+
+from effnet_jax.data.prepare import prepare_files, prepare_named
+from effnet_jax.errors import run_command
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", help="a tensorflow-datasets name, or with OUT an image folder, .npz or CIFAR archive")
+    parser.add_argument("out", nargs="?", help="the folder to write a folder or archive to")
+    parser.add_argument("--data_dir", default="", help="where tensorflow-datasets keeps its sets")
+    parser.add_argument("--on_bad_image", choices=("error", "skip"), default="error", help="what to do with bad images")
+    args = parser.parse_args()
+    if args.out is None:
+        print(f"prepared {prepare_named(args.source, args.data_dir)}")
+        return 0
+    out, bad = prepare_files(args.source, args.out, on_bad_image=args.on_bad_image, progress=_progress)
+    print(f"\nwrote {out}: use it with data.name={out}")
+    for entry in bad:
+        print(f"left out {entry['error']}")
+    return 0
+
+
+def _progress(split: str, done: int, total: int) -> None:
+    if done % 100 == 0 or done == total:
+        print(f"\r{split}: {done:,} of {total:,}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    run_command(main)
