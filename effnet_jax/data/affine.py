@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from effnet_jax.data.preprocess import bicubic_taps
+from effnet_jax.data.resize import bicubic_taps
 
 INTERPOLATIONS = ("bilinear", "bicubic")
 CUBIC_A = -0.75  # TensorFlow 1's; the common -0.5 is its half-pixel variant
@@ -136,9 +136,7 @@ def resample_straight(images: Array, matrices: Array, resolution: int, interpola
     return jnp.einsum("njk,ncik->ncij", columns, tall, precision=lax.Precision.HIGHEST)
 
 
-def _axis_weights(
-    location: Array, scale: Array, size: int, pitch: float, interpolation: str, shrink: float
-) -> Array:
+def _axis_weights(location: Array, scale: Array, size: int, pitch: float, interpolation: str, shrink: float) -> Array:
     """The weight of each source position for each output position: [N, R] -> [N, R, size]."""
     location = _mirrored(location, size, pitch)
     if interpolation == "bicubic":

@@ -1,0 +1,115 @@
+"""Augmentation on the device: a pure, jittable function of a batch and one random key per example.
+
+One jit over the global batch; each example's draws come from its own key alone, so that a view depends on (seed,
+step, example) and on nothing else. Order: the affine resampling to the training resolution; AutoAugment or
+RandAugment (or before it, at the source's size); colour jitter; cutout; random erasing; mixup and cutmix; label
+smoothing.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from effnet_jax.data import mix, operations
+from effnet_jax.data.affine import (
+    draw_window,
+    resample,
+    resample_straight,
+    resize_on_device,
+    to_pixels,
+    to_planes,
+    view_matrix,
+)
+from effnet_jax.data.augment_settings import AugmentSettings, read_settings
+
+__all__ = ["make_augment", "read_settings", "resize_on_device"]
+
+Augment = Callable[[Mapping[str, Array], Array], tuple[Array, Array]]
+
+# What an example's key is folded with for each use: never renumbered, so that views stay what they were.
+_GEOMETRY, _POLICY, _COLOUR, _CUTOUT, _ERASE, _MIX = range(6)
+
+
+def make_augment(settings: Mapping[str, Any], *, resolution: int, num_classes: int) -> Augment:
+    """Makes the augmentation of a phase.
+
+    Args:
+      settings: name -> value, see `AugmentSettings`; an empty mapping only resizes.
+      resolution: side of the views.
+      num_classes: of the targets.
+
+    Returns:
+      A function (batch, keys) -> (images float32 [N, R, R, 3] in 0..255, targets float32 [N, classes]). The batch
+      holds `image` uint8 [N, h, w, 3], `aspect` float32 [N] (width / height before the image was squeezed to this
+      shape; 1 for an image as it is) and `label` int32 [N]; keys are N random keys. Bicubic interpolation may
+      overshoot 0..255 a little, as in evaluation.
+
+    Raises:
+      ConfigError: settings that cannot work, see `read_settings`.
+    """
+    return functools.partial(_augment, settings=read_settings(settings), resolution=resolution, classes=num_classes)
+
+
+def _augment(
+    batch: Mapping[str, Array], keys: Array, *, settings: AugmentSettings, resolution: int, classes: int
+) -> tuple[Array, Array]:
+    images = batch["image"]
+    if images.dtype != jnp.uint8:
+        raise TypeError(f"augmentation takes uint8 images, not {images.dtype}")
+
+    def keys_for(purpose: int) -> Array:
+        return jax.vmap(jax.random.fold_in, (0, None))(keys, purpose)
+
+    layers = operations.make_layers(settings.policy, settings.randaugment)
+    if layers and settings.policy_at == "source":
+        share = images.shape[1] / resolution
+        images = to_pixels(layers(keys_for(_POLICY), to_planes(images), share))
+    planes = _views(keys_for(_GEOMETRY), images, batch["aspect"], settings, resolution)
+    if layers and settings.policy_at == "resolution":
+        # As the original: clipped, then cut to whole levels.
+        whole = jnp.clip(planes, 0, 255).astype(jnp.uint8)
+        planes = layers(keys_for(_POLICY), whole, 1.0).astype(jnp.float32)
+    if settings.brightness or settings.contrast or settings.saturation:
+        amounts = {name: getattr(settings, name) for name in ("brightness", "contrast", "saturation")}
+        planes = jax.vmap(functools.partial(mix.jitter_colour, **amounts))(keys_for(_COLOUR), planes)
+    if settings.cutout:
+        planes = jax.vmap(functools.partial(mix.cut_out, side=settings.cutout))(keys_for(_CUTOUT), planes)
+    if settings.erase:
+        planes = jax.vmap(functools.partial(mix.erase, probability=settings.erase))(keys_for(_ERASE), planes)
+    targets = jax.nn.one_hot(batch["label"], classes, dtype=jnp.float32)
+    targets = targets * (1 - settings.label_smoothing) + settings.label_smoothing / classes
+    if settings.mixup or settings.cutmix:
+        planes, targets = mix.mix(keys_for(_MIX), planes, targets, settings.mixup, settings.cutmix)
+    return to_pixels(planes), targets
+
+
+def _views(keys: Array, images: Array, aspects: Array, settings: AugmentSettings, resolution: int) -> Array:
+    """Draws each example's affine map and resamples: float32 planes [N, 3, R, R]."""
+    low, high = settings.zoom_bounds
+    size = (images.shape[1], images.shape[2])
+
+    def draw(key: Array, aspect: Array) -> Array:
+        window_key, flip_key, shift_key, rotation_key, shear_key, zoom_key = jax.random.split(key, 6)
+        return view_matrix(
+            draw_window(window_key, aspect, settings.crop),
+            size=size,
+            resolution=resolution,
+            flip=jax.random.bernoulli(flip_key) & settings.flip,
+            shift=jax.random.uniform(shift_key, (2,), minval=-1.0) * settings.shift,
+            rotation=jax.random.uniform(rotation_key, minval=-1.0) * np.deg2rad(settings.rotate),
+            shear=jax.random.uniform(shear_key, (2,), minval=-1.0) * np.deg2rad(settings.shear),
+            zoom=jnp.exp(jax.random.uniform(zoom_key, minval=math.log(low), maxval=math.log(high))),
+        )
+
+    matrices = jax.vmap(draw)(keys, aspects)
+    # A window never shows more than the whole image, so that this bounds the source pixels per view pixel.
+    shrink = max(size) / resolution / low / math.cos(math.radians(settings.shear))
+    if settings.straight:
+        return resample_straight(images, matrices, resolution, settings.interpolation, shrink)
+    return resample(images, matrices, resolution, settings.interpolation, shrink)

@@ -1,0 +1,137 @@
+"""What follows the resampling: colour jitter, cutout, random erasing, mixup and cutmix, on float32 planes.
+
+All functions but `mix` work on one example (use `jax.vmap`); `mix` takes partners from the whole batch.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+GREY = 128.0  # fills what cutout removes; the original's replacement colour
+# ITU-R 601, as Pillow and most of the field use it.
+_LUMA = (0.299, 0.587, 0.114)
+
+
+def jitter_colour(key: Array, planes: Array, brightness: float, contrast: float, saturation: float) -> Array:
+    """Changes brightness, contrast and saturation, in this order, by random factors; the result is within 0..255.
+
+    Args:
+      key: a random key.
+      planes: float32 [3, height, width].
+      brightness: the factor is uniform in 1 - brightness .. 1 + brightness; 0: off.
+      contrast: likewise, about the view's mean grey.
+      saturation: likewise, about each pixel's grey.
+
+    Returns:
+      float32 [3, height, width].
+    """
+    factors = 1 + jax.random.uniform(key, (3,), minval=-1.0) * jnp.array([brightness, contrast, saturation])
+    planes = jnp.clip(planes, 0, 255)
+    if brightness:
+        planes = jnp.clip(planes * factors[0], 0, 255)
+    if contrast:
+        mean = _grey(planes).mean()
+        planes = jnp.clip(mean + factors[1] * (planes - mean), 0, 255)
+    if saturation:
+        grey = _grey(planes)
+        planes = jnp.clip(grey + factors[2] * (planes - grey), 0, 255)
+    return planes
+
+
+def _grey(planes: Array) -> Array:
+    return _LUMA[0] * planes[0] + _LUMA[1] * planes[1] + _LUMA[2] * planes[2]
+
+
+def cut_out(key: Array, planes: Array, side: int) -> Array:
+    """Fills a square with grey; its centre is uniform over the view, so that it may reach over the edge.
+
+    Args:
+      key: a random key.
+      planes: float32 [3, height, width].
+      side: of the square, in pixels.
+
+    Returns:
+      float32 [3, height, width].
+    """
+    size = jnp.array(planes.shape[1:])
+    start = jax.random.randint(key, (2,), 0, size) - side // 2
+    return jnp.where(_inside(planes.shape, start, start + side), GREY, planes)
+
+
+def erase(key: Array, planes: Array, probability: float) -> Array:
+    """Fills a random rectangle with one random colour (random erasing, Zhong et al., arXiv 1708.04896).
+
+    The rectangle covers 2 to 33 % of the view and has an aspect of 3/10 to 10/3, at a uniform place.
+
+    Args:
+      key: a random key.
+      planes: float32 [3, height, width].
+      probability: how often.
+
+    Returns:
+      float32 [3, height, width].
+    """
+    coin_key, area_key, aspect_key, place_key, colour_key = jax.random.split(key, 5)
+    size = jnp.array(planes.shape[1:])
+    area = jax.random.uniform(area_key, minval=0.02, maxval=0.33)
+    aspect = jnp.exp(jax.random.uniform(aspect_key, minval=jnp.log(0.3), maxval=jnp.log(1 / 0.3)))
+    shape = jnp.minimum(jnp.sqrt(area * jnp.stack([aspect, 1 / aspect])), 1.0) * size
+    start = jax.random.uniform(place_key, (2,)) * (size - shape)
+    colour = jax.random.uniform(colour_key, (3, 1, 1), maxval=255.0)
+    chosen = jax.random.uniform(coin_key) < probability
+    return jnp.where(chosen & _inside(planes.shape, jnp.round(start), jnp.round(start + shape)), colour, planes)
+
+
+def _inside(shape: tuple[int, ...], start: Array, stop: Array) -> Array:
+    """Whether each pixel lies in the box from `start` to below `stop` (y, x): bool [1, height, width]."""
+    rows, columns = jnp.arange(shape[-2])[:, None], jnp.arange(shape[-1])[None, :]
+    return ((rows >= start[0]) & (rows < stop[0]) & (columns >= start[1]) & (columns < stop[1]))[None]
+
+
+def mix(keys: Array, planes: Array, targets: Array, mixup: float, cutmix: float) -> tuple[Array, Array]:
+    """Mixes each example with its partner: the batch in reverse order, as in the original.
+
+    Mixup (Zhang et al., arXiv 1710.09412) blends with weight max(w, 1 - w), w ~ Beta(alpha, alpha), an example of
+    its own keeping the larger weight. CutMix (Yun et al., arXiv 1905.04899) pastes the same box of the partner, whose
+    area is 1 - w before it is cut at the borders; targets follow the area really pasted. With both, each example
+    draws one of them.
+
+    Args:
+      keys: one for each example [N].
+      planes: float32 [N, 3, height, width].
+      targets: float32 [N, classes].
+      mixup: alpha; 0: off.
+      cutmix: alpha; 0: off.
+
+    Returns:
+      planes and targets of the same shapes.
+    """
+    height, width = planes.shape[2:]
+    which_key, mixup_key, cutmix_key, place_key = (
+        jax.vmap(jax.random.fold_in, (0, None))(keys, purpose) for purpose in range(4)
+    )
+    partners, partner_targets = planes[::-1], targets[::-1]
+    by_cutmix = jnp.full(len(planes), not mixup)
+    if mixup and cutmix:
+        by_cutmix = jax.vmap(lambda key: jax.random.bernoulli(key))(which_key)
+
+    # The partner's weight in each pixel [N, 1, height, width], and in the target [N].
+    weights = jnp.zeros((len(planes), 1, 1, 1))
+    shares = jnp.zeros(len(planes))
+    if mixup:
+        own = jax.vmap(lambda key: jax.random.beta(key, mixup, mixup))(mixup_key)
+        shares = 1 - jnp.maximum(own, 1 - own)
+        weights = shares[:, None, None, None]
+    if cutmix:
+
+        def box(key: Array, place: Array) -> Array:
+            side = jnp.sqrt(1 - jax.random.beta(key, cutmix, cutmix)) * jnp.array([height, width])
+            centre = jax.random.uniform(place, (2,)) * jnp.array([height, width])
+            return _inside(planes.shape, jnp.round(centre - side / 2), jnp.round(centre + side / 2))
+
+        boxes = jax.vmap(box)(cutmix_key, place_key).astype(jnp.float32)
+        weights = jnp.where(by_cutmix[:, None, None, None], boxes, weights)
+        shares = jnp.where(by_cutmix, boxes.mean((1, 2, 3)), shares)
+    planes = planes * (1 - weights) + partners * weights
+    shares = shares[:, None]
+    return planes, targets * (1 - shares) + partner_targets * shares
