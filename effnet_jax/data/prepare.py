@@ -40,9 +40,9 @@ def prepare_named(name: str, data_dir: str = "") -> str:
     """
     if importlib.util.find_spec("tensorflow") is None:
         raise DataError(
-            f"preparing {name!r} needs TensorFlow and a network: `pip install 'effnet-jax[tensorflow]'` on "
-            "some machine, prepare it there and copy the folder. A folder or archive that is here already needs neither: give its "
-            "path and an output folder"
+            f"preparing {name!r} needs TensorFlow and a network: `pip install 'effnet-jax[tensorflow]'` on some "
+            "machine, prepare it there and copy the folder. A folder or archive that you have already needs neither: "
+            "give its path and an output folder"
         )
     import tensorflow_datasets as tfds
 
