@@ -1,0 +1,184 @@
+"""Opens whatever weights come in: a TensorFlow checkpoint, its folder, its archive, an `.npz` or a `.pth`."""
+
+import contextlib
+import re
+import shutil
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from effnet_jax.errors import CheckpointError, nearest
+from effnet_jax.weights.checkpoint import Checkpoint, Entry
+from effnet_jax.weights.pth import TorchFile
+from effnet_jax.weights.tensor_bundle import INDEX_ENDING, TensorBundle, index_path
+
+__all__ = ["Checkpoint", "NumpyFile", "open_checkpoint"]
+
+_ARCHIVES = (".tar.gz", ".tgz", ".tar")
+_DATA = re.compile(r"\.data-\d{5}-of-\d{5}$")
+KINDS = (
+    "a checkpoint's prefix (…/model.ckpt) or folder, the published .tar.gz, an .npz of arrays under TensorFlow's names, "
+    "or a .pth"
+)
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Opens weights of any known kind. Use the result as a context manager.
+
+    Args:
+      path: a checkpoint's prefix (or one of its files), its folder, an archive with one checkpoint, an `.npz` of arrays
+        under TensorFlow's names, or a `.pth` with a state dict.
+
+    Returns:
+      Its arrays, not yet read.
+
+    Raises:
+      CheckpointError: there is nothing, nothing of a known kind, more than one checkpoint, or it is damaged.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        return TensorBundle(_prefix_in_folder(path))
+    name = path.name
+    if path.is_file():
+        if name.endswith(_ARCHIVES):
+            return _open_archive(path)
+        if path.suffix == ".npz":
+            return NumpyFile(path)
+        if path.suffix in (".pth", ".pt"):
+            return TorchFile(path)
+    for ending in (re.escape(INDEX_ENDING) + "$", _DATA.pattern, r"\.meta$"):
+        name = re.sub(ending, "", name)
+    prefix = path.with_name(name)
+    if index_path(prefix).exists() or any(_DATA.search(str(file)) for file in _siblings(prefix)):
+        return TensorBundle(prefix)
+    if path.is_file():
+        raise CheckpointError(f"{path} is of no known kind: give {KINDS}")
+    around = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = nearest(path.name, around) if 0 < len(around) <= 50 else f"give {KINDS}"
+    raise CheckpointError(f"there is no file, folder or checkpoint {path}: {near}")
+
+
+def _siblings(prefix: Path) -> list[Path]:
+    """Returns the files whose names start with the prefix's."""
+    if not prefix.parent.is_dir():
+        return []
+    return [file for file in prefix.parent.iterdir() if file.name.startswith(f"{prefix.name}.")]
+
+
+def _prefix_in_folder(folder: Path) -> Path:
+    """Returns the prefix that the folder's `checkpoint` file names where that is usable, else that of the one index."""
+    if (folder / "metadata.json").exists():
+        raise CheckpointError(f"{folder} is a weights dir already: use it as it is, nothing has to be ported")
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        named = re.search(r'^model_checkpoint_path:\s*"(.+)"\s*$', (folder / "checkpoint").read_text(), re.MULTILINE)
+        # The path is often that of the machine which wrote it; its last part is what came along.
+        if named and index_path(prefix := folder / PurePosixPath(named[1]).name).exists():
+            return prefix
+    indexes = sorted(file for file in folder.iterdir() if file.name.endswith(INDEX_ENDING) and file.name[0] != ".")
+    if len(indexes) == 1:
+        return indexes[0].with_name(indexes[0].name.removesuffix(INDEX_ENDING))
+    if indexes:
+        names = ", ".join(file.name.removesuffix(INDEX_ENDING) for file in indexes[:10])
+        raise CheckpointError(f"{folder} holds {len(indexes)} checkpoints: name one of {names}")
+    inside = ", ".join(sorted(file.name for file in folder.iterdir())[:10]) or "nothing"
+    raise CheckpointError(f"{folder} holds no checkpoint (no *{INDEX_ENDING}), but {inside}: give {KINDS}")
+
+
+def _open_archive(path: Path) -> Checkpoint:
+    """Unpacks the one checkpoint of an archive into a temporary folder, which goes when the checkpoint is closed."""
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="effnet_jax-")))
+        try:
+            members = _unpack(path, folder)
+        except (tarfile.TarError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+            raise CheckpointError(f"the archive {path} is damaged or cut off ({error}): download it again") from None
+        except OSError as error:
+            if error.errno is not None:  # a full disk and the like; gzip's own complaints have no number
+                raise
+            raise CheckpointError(f"the archive {path} is damaged ({error}): download it again") from None
+        prefixes = [member.removesuffix(INDEX_ENDING) for member in members if member.endswith(INDEX_ENDING)]
+        if not prefixes:
+            listed = ", ".join(members[:10]) or "no file at all"
+            raise CheckpointError(
+                f"the archive {path} holds no checkpoint (no *{INDEX_ENDING}) but {listed}: give {KINDS}"
+            )
+        if len(prefixes) > 1:
+            listed = ", ".join(prefixes[:10])
+            raise CheckpointError(
+                f"the archive {path} holds {len(prefixes)} checkpoints: unpack it and name one of {listed}"
+            )
+        checkpoint = TensorBundle(folder / prefixes[0])
+        checkpoint.files = (path,)
+        checkpoint.source = path
+        checkpoint.keep(stack.pop_all())
+        return checkpoint
+
+
+def _unpack(path: Path, folder: Path) -> list[str]:
+    """Copies the files of checkpoints out of an archive; returns the names of all files in it."""
+    members = []
+    with tarfile.open(path) as archive:
+        for member in archive:
+            place = PurePosixPath(member.name)
+            if place.is_absolute() or ".." in place.parts or not (member.isfile() or member.isdir()):
+                kind = "a link or device" if not (member.isfile() or member.isdir()) else "a path out of the archive"
+                raise CheckpointError(
+                    f"the archive {path} holds {kind}, {member.name!r}, so it is no published checkpoint: "
+                    "nothing was unpacked to your disk; get it from its source"
+                )
+            if not member.isfile() or place.name.startswith("."):
+                continue
+            members.append(str(place))
+            if place.name.endswith(INDEX_ENDING) or _DATA.search(place.name):
+                target = folder / place
+                target.parent.mkdir(parents=True, exist_ok=True)
+                content = archive.extractfile(member)
+                assert content is not None  # it is a regular file
+                with target.open("xb") as file:
+                    shutil.copyfileobj(content, file, 1 << 20)
+    return members
+
+
+class NumpyFile(Checkpoint):
+    """The arrays of an `.npz`, under TensorFlow's names. Pickled objects in it are refused.
+
+    Raises:
+      CheckpointError: the file is damaged or holds objects.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.source = path
+        self.files = (path,)
+        self.entries: dict[str, Entry] = {}
+        try:
+            self._archive = zipfile.ZipFile(path)
+            self.keep(self._archive)
+            for member in self._archive.namelist():
+                with self._archive.open(member) as file:
+                    version = np.lib.format.read_magic(file)
+                    read_header = (
+                        np.lib.format.read_array_header_1_0
+                        if version == (1, 0)
+                        else np.lib.format.read_array_header_2_0
+                    )
+                    shape, _, dtype = read_header(file)
+                self.entries[member.removesuffix(".npy")] = Entry(shape, dtype.name)
+        except (zipfile.BadZipFile, ValueError, EOFError, zlib.error, NotImplementedError) as error:
+            self.close()
+            raise CheckpointError(f"{path} is no .npz, or damaged ({error}): make or download it again") from None
+
+    def read(self, name: str) -> np.ndarray:
+        """Returns one array; the archive's checksum is verified."""
+        self._entry(name)
+        try:
+            with self._archive.open(f"{name}.npy") as file:
+                array = np.lib.format.read_array(file, allow_pickle=False)
+                file.read(1)  # at the end of a member its checksum is compared
+        except (zipfile.BadZipFile, ValueError, EOFError, zlib.error, KeyError) as error:
+            raise CheckpointError(f"{self.source}: {name} is damaged ({error}): make or download it again") from None
+        return np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False))

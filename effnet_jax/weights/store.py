@@ -1,0 +1,270 @@
+"""Weights dirs: parameters and batch statistics of one model in orbax form, with `metadata.json`.
+
+orbax restores a flipped bit without a word, so each leaf's CRC-32C is kept in the metadata and compared at reading.
+"""
+
+import contextlib
+import dataclasses
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import google_crc32c
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from effnet_jax.errors import WeightsError
+from effnet_jax.model.efficientnet import create_model
+from effnet_jax.model.layers import dense_kernel_init
+from effnet_jax.model.variants import get_variant
+from effnet_jax.weights import names
+from effnet_jax.weights.metadata import METADATA_FILE, Metadata, current_versions
+
+Variables = dict[str, Any]
+
+VARIABLES_FOLDER = "variables"
+_COLLECTIONS = ("params", "batch_stats")
+
+
+def check_output(path: str | Path) -> Path:
+    """Returns the path of a weights dir to be written, absolute.
+
+    Raises:
+      WeightsError: something is there already.
+    """
+    path = Path(path).expanduser().absolute()
+    if path.exists() or path.is_symlink():
+        raise WeightsError(f"the output {path} exists already: give another name, or delete it first")
+    return path
+
+
+def write_weights(path: str | Path, variables: Mapping[str, Any], metadata: Metadata) -> Metadata:
+    """Writes a weights dir: whole, or not at all.
+
+    In a run of several processes all of them call this with the same arguments, and the first one writes.
+
+    Args:
+      path: the folder to make; it must not exist.
+      variables: `{"params": …, "batch_stats": …}` as nested mappings of arrays, sharded in any way.
+      metadata: what they are. Its versions and checksums are filled in here.
+
+    Returns:
+      The metadata as it was written.
+
+    Raises:
+      WeightsError: the folder exists, the arrays are not those of the variant, or the disk is full.
+    """
+    path = check_output(path)
+    leaves = {name: _to_host(leaf) for name, leaf in _flatten(variables)}
+    _check_shapes({name: leaf.shape for name, leaf in leaves.items()}, metadata, str(path))
+    metadata = dataclasses.replace(
+        metadata,
+        versions=current_versions(),
+        checksums={name: _checksum(leaf) for name, leaf in leaves.items()},
+    )
+    # The same name in every process; what a stopped run left there is of no use to anyone.
+    partial = path.with_name(f".{path.name}.partial")
+    first = jax.process_index() == 0
+    try:
+        if first:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+        _wait_for_all("partial weights dir made")
+        # Compression would save an eighth and cost most of the time.
+        handler = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False, use_compression=False)
+        with ocp.Checkpointer(handler) as checkpointer:
+            checkpointer.save(partial / VARIABLES_FOLDER, args=ocp.args.PyTreeSave(_nest(leaves)))
+        if first:
+            (partial / METADATA_FILE).write_text(metadata.to_json(), encoding="utf-8")
+            os.rename(partial, path)
+    except BaseException as error:
+        if first:
+            shutil.rmtree(partial, ignore_errors=True)
+        if _is_full_disk(error):
+            size = sum(leaf.nbytes for leaf in leaves.values())
+            raise WeightsError(
+                f"cannot write {path}: no space left on the disk, and {size / 1e6:.0f} MB are needed; "
+                "free some or write elsewhere (nothing was left behind)"
+            ) from error
+        if isinstance(error, OSError):
+            raise WeightsError(f"cannot write {path}: {error.strerror or error} (nothing was left behind)") from error
+        raise
+    _wait_for_all("weights dir written")
+    return metadata
+
+
+def read_metadata(path: str | Path) -> Metadata:
+    """Reads what a weights dir says about itself, without its arrays.
+
+    Raises:
+      WeightsError: it is missing, no weights dir, damaged, or of a newer format.
+    """
+    path = Path(path).expanduser()
+    file = path / METADATA_FILE
+    try:
+        return Metadata.from_json(file.read_text(encoding="utf-8"), file)
+    except FileNotFoundError:
+        pass
+    except NotADirectoryError:
+        port = f"port it first: python tools/port_tf_checkpoint.py {path} OUT"
+        raise WeightsError(f"{path} is a file, not a weights dir: {port}") from None
+    except UnicodeDecodeError as error:
+        raise WeightsError(f"{file} is damaged ({error}): restore the weights dir from a copy") from None
+    if not path.exists():
+        raise WeightsError(
+            f"there is no weights dir {path}: check the path, or make one with python tools/port_tf_checkpoint.py"
+        )
+    for inner in ("weights", "weights_ema"):
+        if (path / inner / METADATA_FILE).exists():
+            raise WeightsError(f"{path} is a run dir: its weights dir is {path / inner}")
+    raise WeightsError(
+        f"{path} is no weights dir (it has no {METADATA_FILE}): make one with tools/port_tf_checkpoint.py"
+    )
+
+
+def read_weights(path: str | Path) -> tuple[Variables, Metadata]:
+    """Reads a weights dir; every leaf's checksum is verified.
+
+    Args:
+      path: the folder.
+
+    Returns:
+      `{"params": …, "batch_stats": …}` as nested dicts of NumPy arrays, and the metadata.
+
+    Raises:
+      WeightsError: it is missing, no weights dir, damaged (the message names the leaf), or of a newer format.
+    """
+    path = Path(path).expanduser().absolute()
+    metadata = read_metadata(path)
+    restore = "restore the weights dir from a copy, or port the weights again"
+    folder = path / VARIABLES_FOLDER
+    if not folder.is_dir():
+        raise WeightsError(f"{path} is damaged: {VARIABLES_FOLDER}/ is missing; {restore}")
+    shapes = names.parameter_shapes(get_variant(metadata.variant), metadata.num_classes)
+    if sorted(metadata.checksums) != sorted(shapes):
+        raise WeightsError(f"{path} is damaged: its checksums are not those of {metadata.variant}; {restore}")
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            args = _nest(dict.fromkeys(shapes, ocp.RestoreArgs(restore_type=np.ndarray)))
+            restored = checkpointer.restore(folder, args=ocp.args.PyTreeRestore(restore_args=args))
+        leaves = dict(_flatten(restored))
+    except Exception as error:  # damage shows as nearly any exception of orbax, tensorstore or json
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise WeightsError(f"{path} is damaged ({reason}): {restore}") from error
+    _check_shapes({name: np.shape(leaf) for name, leaf in leaves.items()}, metadata, str(path))
+    for name, leaf in leaves.items():
+        if _checksum(leaf) != metadata.checksums[name]:
+            raise WeightsError(f"{path} is damaged: the checksum of {name} is wrong; {restore}")
+    return _nest(leaves), metadata
+
+
+def load_weights(
+    path: str | Path, num_classes: int | None = None, *, new_classifier: bool = True, seed: int = 0
+) -> tuple[nn.Module, Variables, Metadata]:
+    """Makes the model of a weights dir, with its values.
+
+    Args:
+      path: the weights dir.
+      num_classes: outputs that the classifier shall have; None: as stored.
+      new_classifier: whether a classifier of another size than stored may be made, with fresh values as the original
+        initialises them. The metadata returned then has no class names.
+      seed: of the fresh values.
+
+    Returns:
+      The model, `{"params": …, "batch_stats": …}` as NumPy arrays, and the metadata, which is that of the variables
+      returned.
+
+    Raises:
+      WeightsError: no weights dir, or a damaged one; or another number of classes is asked for than it has, and
+        `new_classifier` is False.
+    """
+    variables, metadata = read_weights(path)
+    if num_classes is not None and num_classes != metadata.num_classes:
+        if not new_classifier or num_classes < 1:
+            stored = f"{metadata.num_classes} classes" if metadata.num_classes else "no classifier"
+            raise WeightsError(
+                f"{path} has {stored}, not {num_classes} classes: "
+                "allow a new classifier (new_classifier=True), which has to be trained, or use other weights"
+            )
+        features = get_variant(metadata.variant).top_filters
+        kernel = dense_kernel_init(jax.random.key(seed), (features, num_classes))
+        variables["params"]["classifier"] = {
+            "kernel": np.asarray(kernel),
+            "bias": np.zeros(num_classes, np.float32),
+        }
+        metadata = dataclasses.replace(metadata, num_classes=num_classes, class_names=())
+    model = create_model(
+        metadata.variant,
+        # Without a classifier the number is not used.
+        num_classes=metadata.num_classes or 1,
+        include_top=metadata.num_classes > 0,
+        normalization=metadata.normalization,
+    )
+    return model, variables, metadata
+
+
+def _check_shapes(found: Mapping[str, tuple[int, ...]], metadata: Metadata, where: str) -> None:
+    """Raises WeightsError unless the leaves are those of the variant."""
+    expected = names.parameter_shapes(get_variant(metadata.variant), metadata.num_classes)
+    what = f"{where}: the arrays are not those of {metadata.variant} with {metadata.num_classes} classes"
+    if odd := sorted(expected.keys() ^ found.keys()):
+        listed = ", ".join(f"{name} ({'missing' if name in expected else 'unexpected'})" for name in odd[:5])
+        raise WeightsError(f"{what}: {listed}{' …' if len(odd) > 5 else ''}")
+    for name, shape in expected.items():
+        if tuple(found[name]) != shape:
+            raise WeightsError(f"{what}: {name} is {tuple(found[name])} instead of {shape}")
+
+
+def _to_host(leaf: Any) -> np.ndarray:
+    """Returns the whole of an array, however it is sharded, on this host."""
+    if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+        leaf = multihost_utils.process_allgather(leaf, tiled=True)
+    return np.ascontiguousarray(leaf).reshape(np.shape(leaf))
+
+
+def _wait_for_all(what: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def _checksum(leaf: np.ndarray) -> str:
+    """Returns the CRC-32C of an array's bytes, little-endian in C order, as eight hex digits."""
+    raw = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
+    return f"{google_crc32c.value(raw):08x}"  # type: ignore[arg-type]
+
+
+def _is_full_disk(error: BaseException) -> bool:
+    with contextlib.suppress(AttributeError):
+        import errno
+
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # type: ignore[attr-defined]
+            return True
+    # tensorstore's own writes fail with its own exceptions.
+    return any(text in str(error) for text in ("No space left", "Disk quota exceeded", "ENOSPC"))
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields path and leaf of nested mappings, the path joined by slashes."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}/")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _nest(leaves: Mapping[str, Any]) -> Variables:
+    """Undoes `_flatten`."""
+    tree: Variables = {}
+    for path, leaf in leaves.items():
+        *folders, name = path.split("/")
+        inner = tree
+        for folder in folders:
+            inner = inner.setdefault(folder, {})
+        inner[name] = leaf
+    return tree
