@@ -18,7 +18,7 @@ RESIZES = {"bicubic": resize_bicubic, "bilinear": resize_bilinear}
 
 
 def outputs(folder):
-    """Yields (key, rule, size, method, what preprocess.json says, decoded pixels, arrays) of the goldens in a folder."""
+    """Yields (key, crop, size, method, what preprocess.json says, decoded pixels, arrays) of a folder's goldens."""
     arrays = np.load(folder / "preprocess_golden.npz")
     for image in json.loads((folder / "preprocess.json").read_text())["images"].values():
         if (folder / image["decoded_png"]).exists():
@@ -185,7 +185,10 @@ def noise_jpeg(side=64):
         (b"no image at all", "not an image"),
         (noise_jpeg()[:1000], "damaged or truncated JPEG"),
         (noise_jpeg()[:20], "damaged or truncated JPEG"),
-        (encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)))[:2000], "truncated"),
+        (
+            encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)))[:2000],
+            "truncated",
+        ),
         (encoded(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"), "floating-point"),
     ],
 )

@@ -1,0 +1,191 @@
+"""Sets prepared by tensorflow-datasets, and what tools/prepare_data.py writes."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from effnet_jax.data.prepare import prepare_files, prepare_named
+from effnet_jax.data.sources import open_source
+from effnet_jax.errors import ConfigError, DataError
+
+
+@pytest.fixture
+def small_set(tmp_path):
+    """A prepared set of ten 8x8 images, as `data_dir/digits/1.0.0`."""
+    images = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "digits.npz", x_train=images[:8], y_train=np.arange(8) % 2, x_test=images[8:], y_test=[0, 1])
+    prepare_files(str(tmp_path / "digits.npz"), str(tmp_path / "data" / "digits"))
+    return tmp_path / "data", images
+
+
+def test_real_cifar100(shared):
+    data = {"name": "cifar100", "data_dir": str(shared / "data" / "tfds"), "validation": "test[:5%]"}
+    source = open_source(data, "validation")
+    assert len(source) == 500 and source.fixed_shape == (32, 32, 3)
+    assert len(source.class_names) == 100 and source.class_names[:2] == ("apple", "aquarium_fish")
+
+    import tensorflow_datasets as tfds
+
+    theirs = tfds.data_source("cifar100", split="test[:5%]", data_dir=str(shared / "data" / "tfds"))
+    for index in (0, 7, 499):
+        assert np.array_equal(theirs[index]["image"], source[index]["image"])
+        assert theirs[index]["label"] == source[index]["label"]
+        assert theirs[index]["id"].decode() == source[index]["id"]
+
+
+def test_small_images_stay_in_memory(small_set):
+    data_dir, images = small_set
+    for name in ("digits", "digits:1.0.0"):
+        source = open_source({"name": name, "data_dir": str(data_dir)}, "train[:50%]+test")
+        assert np.array_equal(source.images, images[[0, 1, 2, 3, 8, 9]])
+        assert source.labels.tolist() == [0, 1, 0, 1, 0, 1]
+
+
+def test_photographs_are_decoded_when_asked_for(image_folder, tmp_path):
+    root = image_folder()
+    out, bad = prepare_files(str(root), str(tmp_path / "prepared"))
+    assert not bad
+    folder, prepared = open_source({"name": str(root)}, "train"), open_source({"name": out}, "train")
+    assert len(prepared) == len(folder) and prepared.class_names == folder.class_names
+    for index in range(len(folder)):
+        assert np.array_equal(prepared[index]["image"], folder[index]["image"])
+        assert prepared[index]["label"] == folder[index]["label"]
+        assert folder[index]["id"].endswith(prepared[index]["id"])
+
+
+def test_what_is_prepared_opens_in_tensorflow_datasets(small_set):
+    import tensorflow_datasets as tfds
+
+    data_dir, images = small_set
+    source = tfds.builder_from_directory(str(data_dir / "digits" / "1.0.0")).as_data_source("test")
+    assert np.array_equal(source[1]["image"], images[9]) and source[1]["label"] == 1
+
+
+def test_many_shards_keep_the_order(tmp_path, monkeypatch):
+    images = np.random.default_rng(0).integers(0, 256, (11, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "d.npz", image=images, label=np.arange(11))
+    monkeypatch.setattr("effnet_jax.data.prepare.SHARD_BYTES", 600)
+    out, _ = prepare_files(str(tmp_path / "d.npz"), str(tmp_path / "out"))
+    assert len([name for name in os.listdir(f"{out}/1.0.0") if "array_record" in name]) == 4
+    assert np.array_equal(open_source({"name": out}, "train").images, images)
+    assert np.array_equal(open_source({"name": out}, "train[30%:80%]").images, images[3:9])
+
+
+def test_data_dir_without_the_set_says_how_to_prepare_it(small_set):
+    data_dir, _ = small_set
+    with pytest.raises(
+        DataError, match=r"does not hold the set 'digitz'.*prepare_data.py digitz.*did you mean 'digits'"
+    ):
+        open_source({"name": "digitz", "data_dir": str(data_dir)}, "train")
+    with pytest.raises(DataError, match="does not hold the set 'digits:2.0.0'"):
+        open_source({"name": "digits:2.0.0", "data_dir": str(data_dir)}, "train")
+    with pytest.raises(DataError, match="does not hold the set 'digits'"):
+        open_source({"name": "digits", "data_dir": str(data_dir / "nowhere")}, "train")
+
+
+def test_the_default_data_dir_can_be_set(small_set, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(small_set[0]))
+    assert len(open_source({"name": "digits"}, "test")) == 2
+
+
+def test_the_newest_version_is_taken_and_configurations_are_asked_for(small_set):
+    data_dir, _ = small_set
+    for version in ("1.9.0", "1.10.0"):
+        os.symlink(data_dir / "digits" / "1.0.0", data_dir / "digits" / version)
+    from effnet_jax.data.sources.prepared import find_prepared
+
+    assert find_prepared("digits", str(data_dir)).endswith("digits/1.10.0")
+    os.makedirs(data_dir / "pets")
+    for config in ("cats", "dogs"):
+        os.symlink(data_dir / "digits", data_dir / "pets" / config)
+    with pytest.raises(DataError, match="several configurations: name one of pets/cats, pets/dogs"):
+        open_source({"name": "pets", "data_dir": str(data_dir)}, "train")
+    assert len(open_source({"name": "pets/dogs:1.0.0", "data_dir": str(data_dir)}, "train")) == 8
+
+
+def edit_info(data_dir, **changes):
+    path = data_dir / "digits" / "1.0.0" / "dataset_info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_set_prepared_as_tfrecord(small_set):
+    data_dir, _ = small_set
+    edit_info(data_dir, fileFormat="tfrecord")
+    with pytest.raises(DataError, match="prepared as tfrecord.*Prepare it as array_record"):
+        open_source({"name": "digits", "data_dir": str(data_dir)}, "train")
+
+
+def test_missing_and_damaged_files(small_set):
+    data_dir, _ = small_set
+    folder = data_dir / "digits" / "1.0.0"
+    with pytest.raises(DataError, match="no split 'validation'"):
+        open_source({"name": "digits", "data_dir": str(data_dir)}, "validation")
+    path = folder / "digits-train.array_record-00000-of-00001"
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match="cannot be read|is damaged"):
+        open_source({"name": "digits", "data_dir": str(data_dir)}, "train")
+    path.unlink()
+    with pytest.raises(DataError, match=r"digits-train.* is missing"):
+        open_source({"name": "digits", "data_dir": str(data_dir)}, "train")
+    (folder / "features.json").write_text("{")
+    with pytest.raises(DataError, match="no set of tensorflow-datasets"):
+        open_source({"name": "digits", "data_dir": str(data_dir)}, "test")
+
+
+def test_a_set_without_images(small_set):
+    data_dir, _ = small_set
+    edit_info(data_dir, supervisedKeys={"tuple": {"items": [{"featureKey": "id"}, {"featureKey": "label"}]}})
+    with pytest.raises(DataError, match="needs an image and a class label"):
+        open_source({"name": "digits", "data_dir": str(data_dir)}, "train")
+
+
+def test_damaged_images_are_named_or_left_out(image_folder, tmp_path):
+    root = image_folder()
+    (root / "train" / "dog" / "001.jpg").write_bytes(b"\xff\xd8 not much of a JPEG")
+    with pytest.raises(DataError, match=r"001\.jpg is a damaged"):
+        prepare_files(str(root), str(tmp_path / "out"))
+    assert os.listdir(tmp_path) == ["images"]  # nothing half-written
+    out, bad = prepare_files(str(root), str(tmp_path / "out"), on_bad_image="skip")
+    assert len(bad) == 1 and bad[0]["id"].endswith("train/dog/001.jpg")
+    assert len(open_source({"name": out}, "train")) == 7
+
+
+def test_an_output_that_exists_is_left_alone(small_set, tmp_path):
+    with pytest.raises(DataError, match="exists: choose another folder"):
+        prepare_files(str(tmp_path / "digits.npz"), str(small_set[0] / "digits"))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorflow") is not None, reason="TensorFlow is installed")
+def test_preparing_by_name_needs_tensorflow():
+    with pytest.raises(DataError, match=r"'mnist' needs TensorFlow and a network.*effnet-jax\[tensorflow\]"):
+        prepare_named("mnist")
+
+
+def test_the_command(image_folder, tmp_path):
+    tool = os.path.join(os.path.dirname(__file__), "..", "..", "..", "tools", "prepare_data.py")
+    root = image_folder()
+    environment = os.environ | {"PYTHONPATH": os.path.dirname(os.path.dirname(tool))}
+    command = [sys.executable, tool, str(root), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and f"data.name={tmp_path / 'out'}" in done.stdout
+    again = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert again.returncode == 2 and "exists: choose another folder" in again.stderr
+    assert "Traceback" not in again.stderr
+
+
+def test_what_is_no_data_set(tmp_path):
+    (tmp_path / "photos.zip").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"photos\.zip is neither a folder, an \.npz nor a CIFAR archive: unpack it"):
+        open_source({"name": str(tmp_path / "photos.zip")}, "train")
+    with pytest.raises(DataError, match="no such file or folder"):
+        open_source({"name": str(tmp_path / "nowhere")}, "train")
+    with pytest.raises(DataError, match=r"data\.name is empty"):
+        open_source({"name": ""}, "train")
+    with pytest.raises(ConfigError, match="'skp': did you mean 'skip'"):
+        open_source({"name": "x", "on_bad_image": "skp"}, "train")
