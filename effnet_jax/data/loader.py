@@ -9,7 +9,7 @@ processes, workers or threads, and a resume needs no more than `start_step`.
 import collections
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 import grain
@@ -21,6 +21,7 @@ from effnet_jax.data.sources.base import ArraySource, Source
 from effnet_jax.errors import ConfigError, DataError, nearest
 
 Batch = dict[str, np.ndarray]
+Batches = Generator[Batch, None, None]  # close() ends its threads or worker processes
 EVALUATIONS = ("auto", "crop", "resize")
 
 _ENDLESS = 2**40  # steps
@@ -106,7 +107,7 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     cache_gib: float = 1.0,
-) -> Iterator[Batch]:
+) -> Batches:
     """Endless training batches of this process, from `start_step` on.
 
     Small images in memory are gathered. Photographs are decoded and squeezed to squares by threads, and kept in
@@ -141,7 +142,7 @@ def train_batches(
     in_memory = isinstance(source, ArraySource) and source.fixed_shape is not None
     cached = not in_memory and len(source) * size * size * 3 <= cache_gib * 2**30
     if cached:
-        source.squares.setdefault(size, {})
+        source.squares = {size: source.squares.get(size, {})}  # squares of another size have had their time
     make = functools.partial(_train_step, source=source, indices=indices, share=share, size=size, cached=cached)
     batch_bytes = (share.stop - share.start) * size * size * 3
     steps = grain.MapDataset.range(start_step, start_step + _ENDLESS)
@@ -169,7 +170,7 @@ def eval_batches(
     workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-) -> Iterator[Batch]:
+) -> Batches:
     """Evaluation batches of this process: every example exactly once, in order, the last batch padded.
 
     All processes get the same number of batches of the same shape, also where there are fewer examples than a global
@@ -236,9 +237,7 @@ def _guarded(make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return {"error": str(error)}
 
 
-def _run(
-    batches: grain.MapDataset, source: Source, *, inline: bool, workers: int, batch_bytes: int
-) -> Iterator[dict[str, Any]]:
+def _run(batches: grain.MapDataset, source: Source, *, inline: bool, workers: int, batch_bytes: int) -> Batches:
     """Computes the batches ahead: in this thread (a gather needs no more), in threads, or in worker processes."""
     ahead = max(1, _BUFFER_BYTES // max(1, batch_bytes))
     if inline:
@@ -261,7 +260,7 @@ def _start_worker(index: int, count: int) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
 
 
-def _checked(dataset: grain.IterDataset, source: Source, *, shared_memory: bool) -> Iterator[Batch]:
+def _checked(dataset: grain.IterDataset, source: Source, *, shared_memory: bool) -> Batches:
     iterator = iter(dataset)
     listed = {entry["id"] for entry in source.bad}
     try:
