@@ -173,6 +173,11 @@ def test_exif_orientation_agrees_with_pillow(colours):
         assert np.array_equal(decode_image(data), np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data)))))
 
 
+def test_a_broken_exif_block_costs_no_pixels(colours):
+    data = encoded(Image.fromarray(colours), "JPEG", exif=b"Exif\x00\x00garbage")
+    assert decode_image(data).shape == colours.shape
+
+
 def noise_jpeg(side=64):
     pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
     return simplejpeg.encode_jpeg(pixels)

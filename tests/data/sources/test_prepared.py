@@ -138,6 +138,50 @@ def test_missing_and_damaged_files(small_set):
         open_source({"name": "digits", "data_dir": str(data_dir)}, "test")
 
 
+def rewrite(data_dir, change):
+    """Writes the training records again, each `tf.train.Example` changed by `change(position, feature)`."""
+    from array_record.python import array_record_module
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    path = str(data_dir / "digits" / "1.0.0" / "digits-train.array_record-00000-of-00001")
+    reader = array_record_module.ArrayRecordReader(path)
+    examples = [tf_example_pb2.Example.FromString(record) for record in reader.read(list(range(reader.num_records())))]
+    reader.close()
+    writer = array_record_module.ArrayRecordWriter(path, "group_size:1")
+    for position, example in enumerate(examples):
+        change(position, example.features.feature)
+        writer.write(example.SerializeToString())
+    writer.close()
+
+
+def test_a_damaged_image_among_small_ones(small_set):
+    data_dir, images = small_set
+
+    def damage(position, feature):
+        if position == 3:
+            feature["image"].bytes_list.value[0] = feature["image"].bytes_list.value[0][:60]
+
+    rewrite(data_dir, damage)
+    data = {"name": "digits", "data_dir": str(data_dir)}
+    with pytest.raises(DataError, match=r"train/3 is a damaged or truncated image"):
+        open_source(data, "train")
+    source = open_source(data | {"on_bad_image": "skip"}, "train")
+    assert np.array_equal(source.images, np.delete(images[:8], 3, axis=0))
+    assert source.labels.tolist() == [0, 1, 0, 0, 1, 0, 1]
+    assert [entry["id"] for entry in source.bad] == [f"{data_dir.parent / 'digits.npz'} train/3"]
+
+
+def test_a_label_out_of_range(small_set):
+    data_dir, _ = small_set
+
+    def mislabel(position, feature):
+        feature["label"].int64_list.value[0] = 7 if position == 5 else 0
+
+    rewrite(data_dir, mislabel)
+    with pytest.raises(DataError, match=r"1 label\(s\) are outside 0\.\.1, the first at position 5: 7"):
+        open_source({"name": "digits", "data_dir": str(data_dir)}, "train")
+
+
 def test_a_set_without_images(small_set):
     data_dir, _ = small_set
     edit_info(data_dir, supervisedKeys={"tuple": {"items": [{"featureKey": "id"}, {"featureKey": "label"}]}})
