@@ -1,0 +1,43 @@
+"""Quick start: EfficientNet-Lite0 with its ImageNet weights learns ten kinds of clothes from 400 photographs.
+
+    make quickstart
+
+which is, after the installation and the porting of the weights:
+
+    python -m effnet_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
+
+The classifier alone first, at a high learning rate; then the last blocks with it, at a low one. Batch norm stays as it
+came. Hardware: 2 CPU cores. Wall time and accuracies: see docs/results.md.
+"""
+
+from ml_collections import ConfigDict
+
+from effnet_jax.train.config import default_config, phase
+
+
+def get_config(mode: str = "") -> ConfigDict:
+    config = default_config()
+    config.variant = "lite0"
+    config.weights = "weights/lite0"
+    config.resolution = 192
+    config.batch_size = 32
+    config.data.name = "examples/clothing"
+    config.augment.flip = True
+    config.augment.label_smoothing = 0.1
+    config.phases = (
+        phase(name="head", train=("classifier",), epochs=8, learning_rate=0.02, weight_decay=1e-4),
+        phase(
+            name="blocks",
+            train=("block6:",),
+            epochs=6,
+            learning_rate=0.003,
+            warmup=1.0,
+            weight_decay=1e-4,
+            augment={"shift": 0.05, "zoom": 0.1},
+        ),
+    )
+    if mode == "smoke":
+        config.resolution = 64
+        for keys in config.phases:
+            keys.epochs = 1.0
+    return config

@@ -1,0 +1,88 @@
+"""`python -m effnet_jax.train --config=FILE --workdir=DIR`: trains as a recipe says, and resumes."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from effnet_jax.errors import ConfigError, nearest, run_command
+from effnet_jax.train.config import PHASE_DEFAULTS, default_config, flat, plain
+
+USAGE = """usage: python -m effnet_jax.train --config=FILE[:ARGUMENT] --workdir=DIR [--config.KEY=VALUE …]
+
+Trains as the recipe FILE says (`get_config(ARGUMENT)`; ARGUMENT "smoke" shrinks a recipe to a minute) and writes
+curves, weights and figures to DIR. Started again with the same command it goes on from the last checkpoint.
+
+  --config.batch_size=32                     changes a key of the config
+  --config.phases[0].learning_rate=0.02      changes a key of a phase
+"""
+
+
+def main() -> int:
+    """Runs the command. Returns its exit status."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(USAGE)
+        return 0
+    config, workdir = parse_command(sys.argv)
+    from effnet_jax.train.loop import train  # after the flags, so that a mistyped one is told at once
+
+    train(config, workdir)
+    return 0
+
+
+def parse_command(argv: Sequence[str]) -> tuple[ConfigDict, str]:
+    """Reads `--config=FILE[:ARGUMENT] --workdir=DIR [--config.key=value …]`.
+
+    Args:
+      argv: arguments with the program's name first.
+
+    Returns:
+      The config as the recipe and the overrides give it, unchecked, and the run dir.
+
+    Raises:
+      ConfigError: a flag, file, key or value that does not exist or cannot be read.
+    """
+    # An own FlagValues: the command can then be called again in one process, and other modules' flags stay out.
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=list(argv))
+    flags.DEFINE_string("workdir", "", "the run dir", flag_values=values)
+    path = next((argument.split("=", 1)[1] for argument in argv if argument.startswith("--config=")), "")
+    if not path:
+        raise ConfigError("--config=FILE is missing: name a recipe, such as --config=configs/quickstart.py")
+    if not os.path.isfile(path.partition(":")[0]):
+        folder = os.path.dirname(path) or "."
+        recipes = [os.path.join(folder, name) for name in os.listdir(folder)] if os.path.isdir(folder) else []
+        help_ = nearest(path, [name for name in recipes if name.endswith(".py")]) if recipes else "no such folder"
+        raise ConfigError(f"--config={path}: there is no such file: {help_}")
+    try:
+        rest = values(list(argv))
+        config = values["config"].value
+    except (AttributeError, KeyError, IndexError) as error:
+        raise ConfigError(_override_message(argv, path, error)) from error
+    except flags.Error as error:
+        raise ConfigError(str(error)) from error
+    except OSError as error:  # how config_flags reports an exception in a recipe
+        raise ConfigError(f"the recipe {path} does not run: {error.__cause__ or error}") from error
+    if len(rest) > 1:
+        raise ConfigError(f"{rest[1]!r} is not a flag: write --config.key=value to change a key of the config")
+    if not values["workdir"].value:
+        raise ConfigError("--workdir=DIR is missing: name the folder that the run writes to")
+    return config, values["workdir"].value
+
+
+def _override_message(argv: Sequence[str], path: str, error: Exception) -> str:
+    # config_flags names only the last part of an unknown key; the whole is on the command line.
+    name = str(error).strip("\"'")
+    known = [key for key, _ in flat(plain(default_config()))]
+    known += [f"phases[0].{key}" for key, _ in flat(PHASE_DEFAULTS)]
+    for argument in argv:
+        key = argument.split("=", 1)[0]
+        if key.startswith("--config.") and (key.endswith(name) or "[" in key):
+            return f"{key}: the config has no such key: {nearest(key.removeprefix('--config.'), known)}"
+    return f"the recipe {path} uses {name!r}, which the config does not have"
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,321 @@
+"""The config of a run: its defaults and its strict check.
+
+A config is complete and valid before data is read or memory taken. A recipe (`configs/*.py`) starts from
+`default_config()`, sets what it needs, and makes its phases with `phase(...)`.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from effnet_jax.data.augment_settings import AugmentSettings, read_settings
+from effnet_jax.errors import ConfigError, nearest
+from effnet_jax.model.variants import VARIANTS
+from effnet_jax.train.freeze import BATCH_NORM_MODES, FreezePlan
+from effnet_jax.train.optimizers import OPTIMIZERS, SCHEDULES
+from effnet_jax.train.partition import MODES, check_batch_size
+
+CROPS = ("", "pad32", "frac", "none")
+EVALUATIONS = ("auto", "crop", "resize")
+ON_BAD_IMAGE = ("error", "skip")
+DTYPES = ("float32", "bfloat16")
+
+
+AUGMENT_DEFAULTS = dataclasses.asdict(AugmentSettings())
+_OPEN = ("zoom", "crop", "randaugment")  # a number, a pair or None
+
+
+def _any(value: Any) -> Any:
+    """A value whose type a recipe may change: a number or a pair."""
+    return config_dict.FieldReference(value, field_type=object)
+
+
+def default_config() -> ConfigDict:
+    """Returns a complete config; only `data.name` and `phases` have no value that could work."""
+    return ConfigDict(
+        {
+            "variant": "b0",
+            "weights": "",  # a weights dir; "": from scratch
+            "num_classes": 0,  # 0: from the data
+            "resolution": 0,  # 0: the variant's
+            "seed": 0,
+            "batch_size": 64,  # of all devices together
+            "eval_batch_size": 0,  # 0: batch_size
+            "dtype": "float32",
+            "remat": False,  # recompute blocks in the backward pass: less memory, more time
+            "dropout": config_dict.placeholder(float),  # None: the variant's
+            "survival_prob": 0.8,
+            "batch_norm": "frozen",  # in trained units: "frozen" for transfer, "train" from scratch
+            "batch_norm_momentum": 0.99,
+            "ema": 0.0,  # decay of moving averages; 0: none
+            "eval_every": 1,  # epochs
+            "log_every": 10,  # steps
+            "data": {
+                "name": "",
+                "data_dir": "",
+                "train": "train",
+                "validation": "validation",  # "": none
+                "test": "test",  # "": none
+                "workers": 0,
+                "on_bad_image": "error",
+                "size": 0,
+                "evaluation": "auto",
+                "crop": "",  # "": as the weights were evaluated
+            },
+            "augment": {name: _any(value) if name in _OPEN else value for name, value in AUGMENT_DEFAULTS.items()},
+            "partition": {"mode": "pjit"},
+            "checkpoint": {"keep": 2},  # the newest ones; the best is kept besides
+            "phases": (),
+        }
+    )
+
+
+PHASE_DEFAULTS: dict[str, Any] = {
+    "name": "",
+    "train": ("classifier",),  # patterns of units
+    "epochs": 0.0,  # or steps
+    "steps": 0,
+    "optimizer": "sgd",
+    "momentum": 0.9,  # Adam's and LAMB's first decay
+    "nesterov": False,
+    "learning_rate": 0.01,
+    "scale_learning_rate": False,  # learning_rate is for 256 images a step
+    "schedule": "cosine",
+    "warmup": 0.0,  # in epochs, or in steps where the phase is given in steps; decay_every too
+    "decay_rate": 0.97,
+    "decay_every": 2.4,
+    "weight_decay": 0.0,
+    "decay_biases": True,
+    "clip_norm": 0.0,  # 0: no clipping
+    "layer_decay": 1.0,
+    "factors": {},  # pattern of units → factor of the learning rate
+    "keep_optimizer": False,  # units trained in the phase before keep their moments
+    "batch_norm": "",  # "": the run's
+    "augment": {},  # what differs from the run's
+}
+
+
+def phase(**keys: Any) -> ConfigDict:
+    """Makes one phase, complete, from the keys that differ from `PHASE_DEFAULTS`.
+
+    Raises:
+      ConfigError: an unknown key or a wrong type, with the nearest names.
+    """
+    return ConfigDict(_complete(keys, PHASE_DEFAULTS, "phase"), type_safe=False)
+
+
+def check_config(config: Mapping[str, Any] | ConfigDict) -> ConfigDict:
+    """Checks a config and completes it with defaults, without touching data or weights.
+
+    Args:
+      config: what a recipe gives; what it leaves out has its default.
+
+    Returns:
+      A complete, locked config; `phases` is a tuple of complete ConfigDicts.
+
+    Raises:
+      ConfigError: unknown keys (with the nearest names), wrong types, values that cannot work.
+      PatternError: a pattern that matches no unit or splits one.
+      VariantError: an unknown variant.
+    """
+    given = plain(config)
+    complete = _complete(given, plain(default_config()), "")
+    complete["phases"] = tuple(
+        _complete(_named(keys, index), PHASE_DEFAULTS, f"phases[{index}]")
+        for index, keys in enumerate(complete["phases"])
+    )
+    _check_run(complete)
+    for index, keys in enumerate(complete["phases"]):
+        _check_phase(keys, complete, f"phases[{index}]")
+    names = [keys["name"] for keys in complete["phases"]]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"phases need different names, not {', '.join(names)}")
+    complete["phases"] = tuple(ConfigDict(keys, type_safe=False).lock() for keys in complete["phases"])
+    return ConfigDict(complete, type_safe=False).lock()
+
+
+def make_plan(config: Mapping[str, Any], phase: Mapping[str, Any]) -> FreezePlan:
+    """Returns the freeze plan of a phase of a checked config."""
+    return FreezePlan(config["variant"], tuple(phase["train"]), phase["batch_norm"] or config["batch_norm"])
+
+
+def augment_settings(config: Mapping[str, Any], phase: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the augmentation of a phase: the run's, with what the phase changes."""
+    return {**config["augment"], **phase["augment"]}
+
+
+def to_json(config: Any) -> Any:
+    """Returns a config as JSON has it (tuples become lists), for `config.json` and for comparing."""
+    return json.loads(json.dumps(plain(config)))
+
+
+def difference(old: Any, new: Any) -> list[str]:
+    """Returns one line for each key that differs between two configs: `batch_size: 64 before, 32 now`."""
+    before, after = dict(flat(old)), dict(flat(new))
+    missing = object()
+    lines = []
+    for key in [*before, *(key for key in after if key not in before)]:
+        was, now = before.get(key, missing), after.get(key, missing)
+        if was != now:
+            lines.append(
+                f"{key}: {'absent' if was is missing else json.dumps(was)} before, "
+                f"{'absent' if now is missing else json.dumps(now)} now"
+            )
+    return lines
+
+
+def plain(value: Any) -> Any:
+    """Returns ConfigDicts, also those inside tuples, as dicts, and lists as tuples."""
+    if isinstance(value, ConfigDict):
+        value = value.to_dict()
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(plain(item) for item in value)
+    return value
+
+
+def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields every key of a config with its value: `data.name`, and so on, `phases[0].epochs`."""
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from flat(item, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(value, list | tuple) and value and isinstance(value[0], Mapping):
+        for index, item in enumerate(value):
+            yield from flat(item, f"{prefix}[{index}]")
+    else:
+        yield prefix, value
+
+
+def _named(keys: Any, index: int) -> Any:
+    if isinstance(keys, Mapping) and not keys.get("name"):
+        return {**keys, "name": f"phase{index + 1}"}
+    return keys
+
+
+def _complete(given: Any, defaults: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Returns `defaults` with what is given, recursively. Raises ConfigError for unknown keys and wrong types."""
+    given = plain(given)
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{where or 'the config'} is a dict of keys, not {given!r}")
+    for key in given:
+        if key not in defaults:
+            place = f"{where}.{key}" if where else str(key)
+            raise ConfigError(f"the config has no key {place!r}: {nearest(key, defaults)}")
+    result = {}
+    for key, default in defaults.items():
+        place = f"{where}.{key}" if where else key
+        value = given.get(key, default)
+        if isinstance(default, Mapping) and default:
+            result[key] = _complete(value, default, place)
+        else:
+            result[key] = _typed(value, default, place)
+    return result
+
+
+def _typed(value: Any, default: Any, place: str) -> Any:
+    if default is None or place.endswith("augment.zoom"):  # whoever reads it checks it
+        return value
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(default, tuple) and isinstance(value, str):  # one pattern of units
+        return (value,)
+    if not isinstance(value, type(default)) or isinstance(value, bool) != isinstance(default, bool):
+        raise ConfigError(f"{place}={value!r} is of type {type(value).__name__}, and needs {type(default).__name__}")
+    return value
+
+
+def _choose(value: str, choices: Sequence[str], place: str) -> None:
+    if value not in choices:
+        raise ConfigError(f"{place}={value!r} is unknown: {nearest(value, choices)}")
+
+
+def _within(value: float, low: float, high: float, place: str) -> None:
+    if not low <= value <= high:
+        raise ConfigError(f"{place}={value} is out of range: from {low} to {high:g}")
+
+
+_HUGE = 1e12
+
+
+def _check_run(config: Mapping[str, Any]) -> None:
+    _choose(config["variant"], tuple(VARIANTS), "variant")
+    _choose(config["dtype"], DTYPES, "dtype")
+    _choose(config["batch_norm"], BATCH_NORM_MODES, "batch_norm")
+    _choose(config["partition"]["mode"], MODES, "partition.mode")
+    _choose(config["data"]["crop"], CROPS, "data.crop")
+    _choose(config["data"]["evaluation"], EVALUATIONS, "data.evaluation")
+    _choose(config["data"]["on_bad_image"], ON_BAD_IMAGE, "data.on_bad_image")
+    for key, low, high in (
+        ("seed", 0, 2**31 - 1),
+        ("num_classes", 0, _HUGE),
+        ("batch_size", 1, _HUGE),
+        ("eval_batch_size", 0, _HUGE),
+        ("eval_every", 1, _HUGE),
+        ("log_every", 1, _HUGE),
+        ("survival_prob", 0.05, 1.0),
+        ("batch_norm_momentum", 0.0, 1.0),
+        ("ema", 0.0, 0.999999),
+    ):
+        _within(config[key], low, high, key)
+    if config["resolution"] and config["resolution"] < 32:
+        raise ConfigError(f"resolution={config['resolution']} is too small: use 32 or more")
+    if config["dropout"] is not None:
+        if isinstance(config["dropout"], bool) or not isinstance(config["dropout"], int | float):
+            raise ConfigError(f"dropout={config['dropout']!r} needs a number below 1, or None for the variant's")
+        _within(config["dropout"], 0.0, 0.99, "dropout")
+    read_settings(config["augment"])
+    _within(config["checkpoint"]["keep"], 1, _HUGE, "checkpoint.keep")
+    if not config["data"]["name"]:
+        raise ConfigError("data.name is empty: name an image folder, an archive or a prepared data set")
+    if not config["data"]["train"]:
+        raise ConfigError("data.train is empty: name the split to train on")
+    if not config["phases"]:
+        raise ConfigError("phases is empty: give at least one, such as (phase(train=('classifier',), epochs=5),)")
+
+
+def check_devices(config: Mapping[str, Any], devices: int) -> None:
+    """Raises ConfigError where a batch cannot be shared evenly by the devices."""
+    check_batch_size(config["batch_size"], devices)
+    if config["eval_batch_size"]:
+        check_batch_size(config["eval_batch_size"], devices, "eval_batch_size")
+
+
+def _check_phase(phase: Mapping[str, Any], config: Mapping[str, Any], where: str) -> None:
+    _choose(phase["optimizer"], OPTIMIZERS, f"{where}.optimizer")
+    _choose(phase["schedule"], SCHEDULES, f"{where}.schedule")
+    if phase["batch_norm"]:
+        _choose(phase["batch_norm"], BATCH_NORM_MODES, f"{where}.batch_norm")
+    if bool(phase["epochs"]) == bool(phase["steps"]):
+        both = "both epochs and steps" if phase["epochs"] else "neither epochs nor steps"
+        raise ConfigError(f"{where} ({phase['name']!r}) has {both}: give one of them")
+    for key, low, high in (
+        ("epochs", 0.0, _HUGE),
+        ("steps", 0, _HUGE),
+        ("momentum", 0.0, 0.9999),
+        ("learning_rate", 1e-12, 1e4),
+        ("warmup", 0.0, phase["epochs"] or phase["steps"]),
+        ("decay_rate", 1e-6, 1.0),
+        ("decay_every", 1e-6, _HUGE),
+        ("weight_decay", 0.0, _HUGE),
+        ("clip_norm", 0.0, _HUGE),
+        ("layer_decay", 1e-6, 1.0),
+    ):
+        _within(phase[key], low, high, f"{where}.{key}")
+    if phase["nesterov"] and (phase["optimizer"] != "sgd" or not phase["momentum"]):
+        raise ConfigError(f"{where}.nesterov goes with optimizer='sgd' and a momentum, not with {phase['optimizer']!r}")
+    plan = make_plan(config, phase)
+    if not config["weights"] and plan.batch_norm == "frozen" and plan.trained_units != ("classifier",):
+        raise ConfigError(
+            f"{where} trains {plan.first_trained!r} from scratch with batch_norm='frozen', whose statistics would "
+            "stay as initialised: set batch_norm='train', or give config.weights"
+        )
+    for pattern, factor in phase["factors"].items():
+        FreezePlan(config["variant"], (pattern,))
+        if isinstance(factor, bool) or not isinstance(factor, int | float) or factor < 0:
+            raise ConfigError(f"{where}.factors[{pattern!r}]={factor!r} needs a number from 0")
+    read_settings(phase["augment"], where=f"{where}.augment")
+    read_settings(augment_settings(config, phase), where=f"augment with {where}.augment")

@@ -1,0 +1,343 @@
+"""The story of a run: config → data → model → phases of epochs of steps → weights, curves, figures.
+
+This page holds the order of things; what it calls are rooms of their own.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from effnet_jax.data.augment import make_augment
+from effnet_jax.data.loader import eval_batches, prefetch, square_size, train_batches
+from effnet_jax.data.sources.base import Source
+from effnet_jax.errors import RunError
+from effnet_jax.train import advice, export
+from effnet_jax.train.checkpoints import Checkpoints, Progress
+from effnet_jax.train.config import augment_settings, check_config, check_devices
+from effnet_jax.train.interrupt import stop_signals
+from effnet_jax.train.meter import Meter, mean
+from effnet_jax.train.optimizers import unit_factors
+from effnet_jax.train.partition import Partition, make_partition
+from effnet_jax.train.report import Report, percent, write_json
+from effnet_jax.train.setup import (
+    Phase,
+    check_weights,
+    initial_variables,
+    make_model,
+    make_phases,
+    open_sources,
+    run_resolution,
+)
+from effnet_jax.train.state import TrainState, Variables, create_state, enter_phase
+from effnet_jax.train.steps import make_eval_step, make_train_step
+from effnet_jax.train.workdir import SUMMARY, check_workdir, claim_workdir, provenance
+
+Results = dict[str, dict[str, float]]  # split → figures
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a run works with; nothing of it changes."""
+
+    config: ConfigDict
+    sources: dict[str, Source]
+    model: Any
+    resolution: int
+    crop: str
+    partition: Partition
+    eval_step: Callable[..., Any]
+    checkpoints: Checkpoints
+    report: Report
+    stopped: Callable[[], str | None]  # the signal that asks to stop, once it came
+
+    @property
+    def steps_per_epoch(self) -> float:
+        return len(self.sources["train"]) / self.config.batch_size
+
+
+def train(config: Any, workdir: str | Path) -> dict[str, Any]:
+    """Trains as a config says, or goes on where an earlier attempt in the same run dir stopped.
+
+    Args:
+      config: from a recipe; checked here.
+      workdir: the run dir.
+
+    Returns:
+      The summary, as `summary.json` has it.
+
+    Raises:
+      EffnetError: what the user can cure: config, data, weights, run dir, a loss that is no number.
+      KeyboardInterrupt: SIGTERM or SIGINT came; a checkpoint was saved, and the same call goes on from it.
+    """
+    began = time.monotonic()
+
+    # ---- what can be checked before data is read and memory taken
+    config = check_config(config)
+    check_devices(config, jax.device_count())
+    metadata = check_weights(config)
+    workdir = Path(workdir)
+    finished = check_workdir(workdir, config)
+    if finished:
+        print(f"{workdir} is finished: {export.figures(finished)}; see {workdir / SUMMARY}")
+        return finished
+
+    # ---- data, model, phases
+    sources, warnings = open_sources(config)
+    class_names = tuple(sources["train"].class_names)
+    phases = make_phases(config, len(sources["train"]))
+    partition = make_partition(config.partition.mode)
+    model = make_model(config, metadata, len(class_names))
+    resolution = run_resolution(config)
+
+    # ---- the state: of the last checkpoint, else fresh
+    claim_workdir(workdir, config)
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
+
+    def shape_at(progress: Progress) -> TrainState:
+        def create() -> TrainState:
+            variables = model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+            return create_state(variables, phases[progress.phase].optimizer, ema=bool(config.ema))
+
+        return partition.abstract_state(jax.eval_shape(create))
+
+    restored = checkpoints.restore(shape_at, print)
+    if restored:
+        state, progress = restored
+        origin = f"resumed after step {int(state.step)}"
+    else:
+        variables, fresh = initial_variables(config, model, metadata, class_names)
+        state = partition.place_state(create_state(variables, phases[0].optimizer, ema=bool(config.ema)))
+        progress = Progress()
+        origin = f"{config.weights or 'from scratch'}{', classifier fresh' if config.weights and fresh else ''}"
+    first_step = int(state.step)
+
+    with stop_signals() as stopped:
+        run = Run(
+            config=config,
+            sources=sources,
+            model=model,
+            resolution=resolution,
+            crop=config.data.crop or (metadata.crop if metadata else "frac"),
+            partition=partition,
+            eval_step=partition.compile_eval_step(
+                make_eval_step(model, resolution=resolution, axis_name=partition.axis_name)
+            ),
+            checkpoints=checkpoints,
+            report=Report(
+                workdir,
+                step=first_step,
+                active=jax.process_index() == 0,
+                title=f"EfficientNet {config.variant} on {Path(config.data.name).name}",
+            ),
+            stopped=stopped,
+        )
+        run.report.start_run(config, sources, resolution, origin)
+        run.report.advise(warnings)
+
+        # ---- the phases
+        for number in range(progress.phase, len(phases)):
+            phase = phases[number]
+            if number > progress.phase:
+                state = partition.place_state(enter_phase(state, phase.optimizer, keep=phase.keys.keep_optimizer))
+                progress = Progress(phase=number, validation=progress.validation, results=progress.results)
+            state = train_phase(run, phase, state, progress)
+            progress.results.append(finish_phase(run, phase, state, progress))
+
+    # ---- what stays: weights, curves, figures
+    checkpoints.close()
+    direct = config.data.evaluation == "resize" or sources["train"].fixed_shape is not None
+    described = export.trained_metadata(
+        workdir, config, metadata, class_names, resolution=resolution, crop=run.crop, direct=direct
+    )
+    weights = export.write_run_weights(workdir, state, described)
+    run.report.draw(now=True)
+    summary = {
+        **{split: figures for split, figures in progress.results[-1].items() if split != "name"},
+        "phases": progress.results,
+        "steps": int(state.step),
+        "class_names": class_names,
+        "images": {split: len(source) for split, source in sources.items()},
+        "skipped_images": {split: list(source.bad) for split, source in sources.items() if source.bad},
+        "seconds": round(time.monotonic() - began, 1),
+        "resumed_after_step": first_step or None,
+        "weights_source": dict(metadata.source) if metadata else None,
+        "provenance": provenance(),
+    }
+    if run.report.active:
+        write_json(workdir / SUMMARY, summary)
+    run.report.close()
+    export.say_goodbye(run.report, summary, workdir, weights[0], sources)
+    return summary
+
+
+def train_phase(run: Run, phase: Phase, state: TrainState, progress: Progress) -> TrainState:
+    """Runs the steps of a phase that are left; at each epoch's end it evaluates and saves.
+
+    Args:
+      run: what the run works with.
+      phase: the phase.
+      state: at its begin, or inside of it after a resume; given away.
+      progress: kept up to date, for checkpoints.
+
+    Returns:
+      The state at the end of the phase.
+
+    Raises:
+      RunError: a loss that is no number.
+      KeyboardInterrupt: a signal came; the state was saved.
+    """
+    config, report = run.config, run.report
+    step = int(state.step)
+    factors = unit_factors(phase.plan, phase.keys.layer_decay, phase.keys.factors)
+    report.start_phase(phase.name, phase.plan.table(state.params), factors, phase.end - phase.start, step - phase.start)
+    augment = make_augment(
+        augment_settings(config, phase.keys),
+        resolution=run.resolution,
+        num_classes=len(run.sources["train"].class_names),
+    )
+    train_step = run.partition.compile_train_step(
+        make_train_step(
+            run.model,
+            phase.plan,
+            phase.optimizer,
+            augment,
+            seed=config.seed,
+            ema_decay=config.ema,
+            axis_name=run.partition.axis_name,
+        )
+    )
+    meter = Meter(config.batch_size, step)
+    batches = training_stream(run, step)
+    try:
+        while step < phase.end:
+            state, metrics = train_step(state, next(batches))
+            step += 1
+            meter.add(step, metrics)
+            reason = run.stopped()
+            if len(meter) >= config.log_every or step in phase.epochs or reason:
+                record_steps(run, phase, meter, progress)
+            if step in phase.epochs:
+                pause = meter.pause()
+                end_epoch(run, phase, state, progress, meter, step)
+                run.checkpoints.save(state, progress, progress.validation.get("validation", {}).get("accuracy"))
+                meter.go_on(pause)
+            if reason and step < phase.end:
+                run.checkpoints.save(state, progress)
+                run.checkpoints.close()
+                report.say(f"stopped by {reason} after step {step}; the same command goes on from there")
+                raise KeyboardInterrupt
+    finally:
+        batches.close()
+        report.end_phase()
+    return state
+
+
+def training_stream(run: Run, step: int) -> Generator[dict[str, Any], None, None]:
+    """Batches on the devices, from the one of the step after `step` on."""
+    batches = train_batches(
+        run.sources["train"],
+        batch_size=run.config.batch_size,
+        seed=run.config.seed,
+        start_step=step,
+        workers=run.config.data.workers,
+        size=square_size(run.resolution, run.config.data.size),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    yield from prefetch(batches, run.partition.place_batch)
+
+
+def record_steps(run: Run, phase: Phase, meter: Meter, progress: Progress) -> None:
+    """Fetches the metrics of the last steps, logs every `log_every`th, and stops at a loss that is no number."""
+    for step, values in meter.collect(progress.sums):
+        if not math.isfinite(values["loss"]):
+            raise RunError(advice.not_finite(step, phase.keys, run.checkpoints.latest))
+        if step % run.config.log_every == 0:
+            run.report.record(
+                step=step,
+                epoch=step / run.steps_per_epoch,
+                phase=phase.name,
+                split="step",
+                learning_rate=phase.learning_rate(step),
+                images_per_second=meter.images_per_second,
+                **values,
+            )
+    run.report.advance(step - phase.start, f"loss {values['loss']:.3f}  {meter.images_per_second:.0f} images/s")
+
+
+def end_epoch(run: Run, phase: Phase, state: TrainState, progress: Progress, meter: Meter, step: int) -> None:
+    """Sums an epoch up, evaluates the validation split where it is due, records and advises."""
+    place = {"step": step, "epoch": step / run.steps_per_epoch, "phase": phase.name}
+    results: Results = {"train": mean(progress.sums, "loss", "accuracy")}
+    speed = {"learning_rate": phase.learning_rate(step), "images_per_second": meter.images_per_second}
+    run.report.record(**place, split="train", **results["train"], **speed)
+    if step in phase.evaluations:
+        results |= evaluate(run, state, "validation")
+        for split, figures in results.items():
+            if split != "train":
+                run.report.record(**place, split=split, **figures)
+    run.report.end_epoch(phase.name, phase.epochs[step], len(phase.epochs), results, meter, phase.end)
+    if phase.epochs[step] == 1:
+        classes = len(run.sources["train"].class_names)
+        run.report.advise(advice.after_first_epoch(phase.keys, results["train"]["loss"], classes))
+        if progress.results:
+            before, after = progress.validation.get("validation"), results.get("validation")
+            run.report.advise(advice.at_border(before, after, phase.plan.batch_norm))
+    run.report.draw()
+    progress.sums = {}
+    progress.validation = {**progress.validation, **results}
+
+
+def finish_phase(run: Run, phase: Phase, state: TrainState, progress: Progress) -> dict[str, Any]:
+    """Evaluates the test split at the end of a phase. Returns the phase's results for `summary.json`."""
+    results = evaluate(run, state, "test")
+    for split, figures in results.items():
+        epoch = phase.end / run.steps_per_epoch
+        run.report.record(step=phase.end, epoch=epoch, phase=phase.name, split=split, **figures)
+        run.report.say(f"{phase.name}: {split} accuracy {percent(figures['accuracy'])}, loss {figures['loss']:.3f}")
+    run.report.advise(advice.at_end(progress.validation.get("train"), progress.validation.get("validation")))
+    return {"name": phase.name, **progress.validation, **results}
+
+
+def evaluate(run: Run, state: TrainState, split: str) -> Results:
+    """Evaluates a split exactly, over every example, with the weights and with their moving averages.
+
+    Returns:
+      `{split: {"loss", "accuracy", "count"}}`, and the same for `<split>_ema` with averages; nothing where the config
+      names no such split.
+    """
+    if split not in run.sources:
+        return {}
+    choices: dict[str, Variables] = {split: state.variables}
+    if state.ema is not None:
+        choices[f"{split}_ema"] = state.ema
+    totals: Results = {name: {"loss": 0.0, "correct": 0.0, "count": 0.0} for name in choices}
+    batches = eval_batches(
+        run.sources[split],
+        batch_size=run.config.eval_batch_size or run.config.batch_size,
+        resolution=run.resolution,
+        crop=run.crop,
+        evaluation=run.config.data.evaluation,
+        workers=run.config.data.workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    for batch in prefetch(batches, run.partition.place_batch):
+        for name, variables in choices.items():
+            for key, value in run.eval_step(variables, batch).items():
+                totals[name][key] += float(value)
+    return {
+        name: {
+            "loss": sums["loss"] / max(sums["count"], 1),
+            "accuracy": sums["correct"] / max(sums["count"], 1),
+            "count": int(sums["count"]),
+        }
+        for name, sums in totals.items()
+    }

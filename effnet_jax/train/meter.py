@@ -1,0 +1,87 @@
+"""Counting during training: metrics that wait on the device, sums over an epoch, speed and time left."""
+
+import math
+import time
+from typing import Any
+
+import jax
+
+
+class Meter:
+    """Metrics and speed of a phase. Steps run ahead of the host; their metrics are fetched some steps later."""
+
+    def __init__(self, batch_size: int, step: int) -> None:
+        self._batch_size = batch_size
+        self._pending: list[tuple[int, dict[str, jax.Array]]] = []
+        self._first: int | None = None  # the step after the compilation, from which speed is measured
+        self._began = time.monotonic()
+        self._collected = step
+
+    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Takes the metrics of a step, without waiting for them."""
+        if self._first is None:
+            jax.block_until_ready(metrics)
+            self._first, self._began = step, time.monotonic()
+        self._pending.append((step, metrics))
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def collect(self, sums: dict[str, float]) -> list[tuple[int, dict[str, float]]]:
+        """Brings waiting metrics to the host and adds them to an epoch's sums.
+
+        Args:
+          sums: `steps`, and the sums of `loss` and `accuracy`; changed in place up to the first loss that is no
+            number.
+
+        Returns:
+          (step, metrics) of each step, the last one that of a loss that is no number where there is one.
+        """
+        rows = []
+        for step, metrics in self._pending:
+            values = {key: float(value) for key, value in metrics.items()}
+            rows.append((step, values))
+            self._collected = step
+            if not math.isfinite(values["loss"]):
+                break
+            for key in ("loss", "accuracy"):
+                sums[key] = sums.get(key, 0.0) + values[key]
+            sums["steps"] = sums.get("steps", 0) + 1
+        self._pending.clear()
+        return rows
+
+    def pause(self) -> float:
+        """Starts a pause, whose time counts for no step; give the result to `go_on`."""
+        return time.monotonic()
+
+    def go_on(self, pause: float) -> None:
+        """Ends a pause."""
+        self._began += time.monotonic() - pause
+
+    @property
+    def images_per_second(self) -> float:
+        """Speed of training since the compilation, without evaluations; 0 after a single step."""
+        if self._first is None or self._collected <= self._first:
+            return 0.0
+        return (self._collected - self._first) * self._batch_size / max(time.monotonic() - self._began, 1e-9)
+
+    def time_left(self, end: int) -> str:
+        """The time that the steps up to `end` will take."""
+        if not self.images_per_second:
+            return ""
+        return duration((end - self._collected) * self._batch_size / self.images_per_second) + " left"
+
+
+def duration(seconds: float) -> str:
+    """Returns seconds as readers want them: `48 s`, `3 min 05 s`, `2 h 10 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def mean(sums: dict[str, float], *keys: str) -> dict[str, Any]:
+    """Returns the means of an epoch's sums."""
+    return {key: sums[key] / sums["steps"] for key in keys}

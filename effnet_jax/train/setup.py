@@ -1,0 +1,173 @@
+"""What a run needs before its first step: sources that fit together, the model with its weights, and the phases."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from effnet_jax.data.sources import open_source
+from effnet_jax.data.sources.base import Source
+from effnet_jax.data.sources.checks import check_classes, check_splits
+from effnet_jax.errors import ConfigError, DataError, WeightsError
+from effnet_jax.model.efficientnet import EfficientNet, create_model
+from effnet_jax.model.variants import VARIANTS
+from effnet_jax.train.config import make_plan
+from effnet_jax.train.freeze import FreezePlan
+from effnet_jax.train.optimizers import make_optimizer, make_schedule, phase_steps
+from effnet_jax.train.partition import AXIS
+from effnet_jax.train.state import Variables
+from effnet_jax.train.steps import PURPOSE_INIT
+from effnet_jax.weights.metadata import Metadata
+from effnet_jax.weights.store import read_metadata, read_weights
+
+SPLITS = ("train", "validation", "test")
+
+
+def check_weights(config: Mapping[str, Any]) -> Metadata | None:
+    """Reads the metadata of `config.weights` and checks that they are of the config's variant.
+
+    Returns:
+      The metadata; None for a run from scratch.
+
+    Raises:
+      WeightsError: no such weights dir, a damaged one, or another variant's.
+    """
+    if not config["weights"]:
+        return None
+    metadata = read_metadata(config["weights"])
+    if metadata.variant != config["variant"]:
+        raise WeightsError(
+            f"{config['weights']} holds weights of {metadata.variant}, and config.variant is {config['variant']!r}: "
+            f"set variant={metadata.variant!r}, or give other weights"
+        )
+    return metadata
+
+
+def open_sources(config: Mapping[str, Any]) -> tuple[dict[str, Source], list[str]]:
+    """Opens the splits that the config names and checks that they fit one another.
+
+    Returns:
+      {split: source}, and warnings for the user.
+
+    Raises:
+      DataError: a split is missing, empty or of other classes, or `config.num_classes` is another number.
+    """
+    sources = {split: open_source(config["data"], split) for split in SPLITS if config["data"][split]}
+    for split, source in sources.items():
+        if not len(source):
+            raise DataError(f"the {split} split of {config['data']['name']} is empty")
+    if config["num_classes"]:
+        check_classes(sources["train"], config["num_classes"])
+    return sources, check_splits(sources)
+
+
+def make_model(config: Mapping[str, Any], metadata: Metadata | None, num_classes: int) -> EfficientNet:
+    """Makes the model of a run; batch norm sees the axis of the devices where each runs its own program (pmap)."""
+    return create_model(
+        config["variant"],
+        num_classes=num_classes,
+        normalization=metadata.normalization if metadata else None,
+        dtype=config["dtype"],
+        remat=config["remat"],
+        dropout=config["dropout"],
+        survival_prob=config["survival_prob"],
+        batch_norm_momentum=config["batch_norm_momentum"],
+        batch_norm_axis=AXIS if config["partition"]["mode"] == "pmap" else None,
+    )
+
+
+def initial_variables(
+    config: Mapping[str, Any], model: EfficientNet, metadata: Metadata | None, class_names: tuple[str, ...]
+) -> tuple[Variables, bool]:
+    """Returns what a run starts from: the weights, with a fresh classifier where theirs is of other classes.
+
+    Returns:
+      The variables, and whether the classifier is fresh.
+
+    Raises:
+      WeightsError: damaged weights.
+      ConfigError: the classifier is fresh and no phase trains it.
+    """
+    key = jax.random.fold_in(jax.random.key(config["seed"]), PURPOSE_INIT)
+    if metadata is None:
+        return jax.jit(model.init)(key, jnp.zeros((1, 64, 64, 3))), True
+    kept = metadata.num_classes == len(class_names) and tuple(metadata.class_names) in ((), tuple(class_names))
+    if not kept and not any("classifier" in make_plan(config, phase).trained_units for phase in config["phases"]):
+        raise ConfigError(
+            f"the weights have {metadata.num_classes or 'no'} classes and the data has {len(class_names)}, or others, so "
+            "the classifier starts fresh, but no phase trains it: add 'classifier' to a phase's train"
+        )
+    variables, _ = read_weights(config["weights"])
+    params = dict(variables["params"])
+    if not kept:
+        features = jnp.zeros((1, 1, 1, model.variant.top_filters))
+        params["classifier"] = _fresh_classifier(model, key, features)
+    return {"params": params, "batch_stats": variables["batch_stats"]}, not kept
+
+
+def _fresh_classifier(model: EfficientNet, key: jax.Array, features: jax.Array) -> Any:
+    return model.init(key, features, first="classifier", method="run")["params"]["classifier"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A phase, resolved.
+
+    Attributes:
+      keys: its config.
+      plan: what is trained.
+      schedule: learning rate by the step within the phase.
+      optimizer: optax chain over all parameters.
+      start: steps before it.
+      end: `start` and its own steps.
+      epochs: the steps (counted from the run's start) where one of its epochs ends → number of the epoch, from 1.
+      evaluations: those of them where the validation split is evaluated.
+    """
+
+    keys: ConfigDict
+    plan: FreezePlan
+    schedule: optax.Schedule
+    optimizer: optax.GradientTransformation
+    start: int
+    end: int
+    epochs: Mapping[int, int]
+    evaluations: frozenset[int]
+
+    @property
+    def name(self) -> str:
+        return str(self.keys["name"])
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of the step that made `step` steps done."""
+        return float(self.schedule(step - 1 - self.start))
+
+
+def make_phases(config: Mapping[str, Any], examples: int) -> list[Phase]:
+    """Resolves the phases of a checked config for a training split of so many examples."""
+    steps_per_epoch = examples / config["batch_size"]
+    phases, start = [], 0
+    for keys in config["phases"]:
+        steps = phase_steps(keys, steps_per_epoch)
+        plan = make_plan(config, keys)
+        schedule = make_schedule(keys, steps=steps, steps_per_epoch=steps_per_epoch, batch_size=config["batch_size"])
+        ends: dict[int, int] = {}
+        epoch = 1
+        while (end := start + max(1, round(epoch * steps_per_epoch))) < start + steps:
+            ends[end] = epoch
+            epoch += 1
+        ends[start + steps] = epoch
+        every = config["eval_every"]
+        evaluations = frozenset(step for step, epoch in ends.items() if epoch % every == 0 or step == start + steps)
+        optimizer = make_optimizer(keys, plan, schedule)
+        phases.append(Phase(keys, plan, schedule, optimizer, start, start + steps, ends, evaluations))
+        start += steps
+    return phases
+
+
+def run_resolution(config: Mapping[str, Any]) -> int:
+    """The resolution of a run: the config's, else the variant's."""
+    return int(config["resolution"]) or VARIANTS[config["variant"]].resolution

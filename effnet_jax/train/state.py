@@ -1,0 +1,103 @@
+"""What a training step carries along: parameters, statistics, the optimizer's state and their moving averages."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from effnet_jax.train.freeze import FreezePlan
+
+Variables = Mapping[str, Any]  # {"params": …, "batch_stats": …}
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """The state of a run.
+
+    Attributes:
+      step: steps done, int32 []; it counts on through all phases.
+      params: all parameters, frozen ones too.
+      batch_stats: all statistics of batch norm.
+      opt_state: the optimizer's, of this phase's trained leaves only.
+      ema: moving averages {"params", "batch_stats"} of the whole model, or None where there are none.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    ema: Any = None
+
+    @property
+    def variables(self) -> Variables:
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def create_state(variables: Variables, optimizer: optax.GradientTransformation, *, ema: bool) -> TrainState:
+    """Makes the state that a run starts from. The averages start at the values themselves."""
+    params, batch_stats = variables["params"], variables["batch_stats"]
+    averages = {"params": params, "batch_stats": batch_stats}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=optimizer.init(params),
+        # Copies: a state is donated to its step, and no buffer can be donated twice.
+        ema=jax.tree.map(jnp.copy, averages) if ema else None,
+    )
+
+
+def enter_phase(state: TrainState, optimizer: optax.GradientTransformation, *, keep: bool = False) -> TrainState:
+    """Carries a state over a phase's border: everything stays but the optimizer's state, which starts fresh.
+
+    Args:
+      state: at the end of the phase before.
+      optimizer: of the new phase.
+      keep: whether leaves that were trained before keep their moments. Step counts start fresh all the same, since
+        the new schedule counts from the border.
+    """
+    fresh = optimizer.init(state.params)
+    if keep:
+        old = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state)}
+
+        def carry(path: Any, leaf: jax.Array) -> jax.Array:
+            before = old.get(jax.tree_util.keystr(path))
+            return before if leaf.ndim and before is not None and before.shape == leaf.shape else leaf
+
+        fresh = jax.tree_util.tree_map_with_path(carry, fresh)
+    return state.replace(opt_state=fresh)
+
+
+def ema_decay(step: jax.Array, decay: float) -> jax.Array:
+    """The decay of moving averages after `step` steps, this one included: min(decay, (1 + t) / (10 + t)).
+
+    Source: `tf.train.ExponentialMovingAverage` with `num_updates`, as the original runs it.
+    """
+    count = step.astype(jnp.float32)
+    return jnp.minimum(decay, (1.0 + count) / (10.0 + count))
+
+
+def update_ema(ema: Any, state: TrainState, plan: FreezePlan, decay: float) -> Any:
+    """Moves the averages of what the plan trains; frozen leaves and still statistics keep theirs to the bit.
+
+    Args:
+      ema: the averages before.
+      state: after the step: its parameters, statistics and step count are taken.
+      plan: what is trained.
+      decay: of the averages, when they have warmed up.
+    """
+    rate = 1.0 - ema_decay(state.step, decay)
+
+    def move(average: jax.Array, value: jax.Array) -> jax.Array:
+        return average - rate * (average - value)
+
+    averages, still = plan.split(ema["params"])
+    values, _ = plan.split(state.params)
+    moving, fixed = plan.split_statistics(ema["batch_stats"])
+    statistics, _ = plan.split_statistics(state.batch_stats)
+    return {
+        "params": plan.merge(jax.tree.map(move, averages, values), still),
+        "batch_stats": {**fixed, **jax.tree.map(move, moving, statistics)},
+    }
