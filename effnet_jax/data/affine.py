@@ -174,7 +174,7 @@ def _kernel(distance: Array, interpolation: str) -> Array:
 
 
 def resample(images: Array, matrices: Array, resolution: int, interpolation: str, shrink: float) -> Array:
-    """Resamples views with any affine map: one gather of 4 (bilinear) or 16 (bicubic) pixels per view pixel.
+    """Resamples views with any affine map: a gather of 4 (bilinear) or 16 (bicubic) pixels per view pixel.
 
     Args:
       images: uint8 [N, h, w, 3].
@@ -187,70 +187,87 @@ def resample(images: Array, matrices: Array, resolution: int, interpolation: str
     Returns:
       float32 planes [N, 3, resolution, resolution].
     """
-    height, width = images.shape[1:3]
-    planes = to_planes(images)
-    if shrink > 1:
-        scales = jnp.sqrt(jnp.sum(matrices[:, :, :2] ** 2, axis=-1))  # [N, 2]: along x and y
-        planes = _smoothed(planes, scales, shrink)
-    packed = pack(planes).reshape(len(images), height * width)
-    steps = jnp.arange(resolution, dtype=jnp.float32)
 
-    def taps(row: int, size: int) -> tuple[list[Array], list[Array]]:
-        m = matrices[:, row, :, None, None]
-        location = m[:, 0] * steps[None, None, :] + m[:, 1] * steps[None, :, None] + m[:, 2]  # [N, R, R]
+    def one(image: Array, matrix: Array) -> Array:
+        return _resample_one(image, matrix, resolution, interpolation, shrink)
+
+    def in_turn(images: Array, matrices: Array) -> Array:
+        return lax.map(lambda pair: one(*pair), (images, matrices))
+
+    # One image with its taps fits into a CPU's cache, which a batch does not: half the time.
+    return lax.platform_dependent(images, matrices, cpu=in_turn, default=jax.vmap(one))
+
+
+def _resample_one(image: Array, matrix: Array, resolution: int, interpolation: str, shrink: float) -> Array:
+    """Resamples one view: uint8 [h, w, 3], float32 [2, 3] -> float32 planes [3, R, R]."""
+    height, width = image.shape[:2]
+    planes = jnp.transpose(image, (2, 0, 1))
+    if shrink > 1:
+        planes = _smoothed(planes, jnp.sqrt(jnp.sum(matrix[:, :2] ** 2, axis=-1)), shrink)
+    # The barriers keep XLA from computing the same pixels and locations once for each use.
+    packed = lax.optimization_barrier(pack(planes).reshape(-1))
+    steps = jnp.arange(resolution, dtype=jnp.float32)
+    offsets = (0, 1) if interpolation == "bilinear" else (-1, 0, 1, 2)
+
+    def base_and_rest(row: Array, size: int) -> tuple[Array, Array]:
+        location = row[0] * steps[None, :] + row[1] * steps[:, None] + row[2]  # [R, R]
         location = _mirrored(location, size, size / resolution)
         base = jnp.floor(location)
-        fraction = location - base
-        offsets = (0, 1) if interpolation == "bilinear" else (-1, 0, 1, 2)
-        indices = [jnp.clip(base.astype(jnp.int32) + k, 0, size - 1) for k in offsets]
-        return indices, [_kernel(jnp.abs(k - fraction), interpolation) for k in offsets]
+        return base.astype(jnp.int32), location - base
 
-    x_indices, x_weights = taps(0, width)
-    y_indices, y_weights = taps(1, height)
-
-    def line(y_index: Array) -> Array:
-        """The weighted sum along x of one row of taps: [N, 3, R, R]."""
-        total = jnp.zeros((), jnp.float32)
-        for x_index, x_weight in zip(x_indices, x_weights, strict=True):
-            index = (y_index * width + x_index).reshape(len(images), -1)
-            pixels = jnp.take_along_axis(packed, index, axis=1, mode="promise_in_bounds")
-            total += unpack(pixels.reshape(x_index.shape)).astype(jnp.float32) * x_weight[:, None]
-        return total
-
-    views = jnp.zeros((), jnp.float32)
-    for y_index, y_weight in zip(y_indices, y_weights, strict=True):
-        views += line(y_index) * y_weight[:, None]
-    return views
+    (x, x_rest), (y, y_rest) = lax.optimization_barrier(
+        (base_and_rest(matrix[0], width), base_and_rest(matrix[1], height))
+    )
+    columns = [jnp.clip(x + k, 0, width - 1) for k in offsets]
+    rows = [jnp.clip(y + k, 0, height - 1) * width for k in offsets]
+    taps = lax.optimization_barrier(
+        [[packed.at[row + column].get(mode="promise_in_bounds") for column in columns] for row in rows]
+    )
+    x_weights = [_kernel(jnp.abs(k - x_rest), interpolation) for k in offsets]
+    y_weights = [_kernel(jnp.abs(k - y_rest), interpolation) for k in offsets]
+    view = jnp.zeros((), jnp.float32)
+    for line, y_weight in zip(taps, y_weights, strict=True):
+        along = jnp.zeros((), jnp.float32)
+        for tap, x_weight in zip(line, x_weights, strict=True):
+            along += unpack(tap).astype(jnp.float32) * x_weight
+        view += along * y_weight
+    return view
 
 
 def _smoothed(planes: Array, scales: Array, shrink: float) -> Array:
-    """Smooths each image along each axis by a triangle as wide as a view's pixel (none where that is one pixel)."""
+    """Smooths an image along each axis by a triangle as wide as a view's pixel (nothing where that is one pixel).
+
+    Args:
+      planes: uint8 [3, h, w].
+      scales: source pixels per view pixel along x and y, float32 [2].
+      shrink: bound of the scales.
+
+    Returns:
+      uint8 [3, h, w].
+    """
     reach = math.ceil(shrink) - 1
     offsets = jnp.arange(-reach, reach + 1)
-    triangle = jnp.maximum(1 - jnp.abs(offsets) / jnp.clip(scales, 1.0, shrink)[..., None], 0.0)
-    triangle = triangle / triangle.sum(-1, keepdims=True)  # [N, 2, taps]
+    triangle = jnp.maximum(1 - jnp.abs(offsets) / jnp.clip(scales, 1.0, shrink)[:, None], 0.0)
+    triangle = triangle / triangle.sum(-1, keepdims=True)  # [2, taps]
     smooth = planes.astype(jnp.float32)
-    for axis, direction in ((3, 0), (2, 1)):
-        width = [(0, 0)] * 4
+    for axis, weights in ((2, triangle[0]), (1, triangle[1])):
+        width = [(0, 0)] * 3
         width[axis] = (reach, reach)
         padded = jnp.pad(smooth, width, mode="edge")
-        smooth = sum(
-            lax.slice_in_dim(padded, tap, tap + planes.shape[axis], axis=axis)
-            * triangle[:, direction, tap, None, None, None]
-            for tap in range(2 * reach + 1)
-        )
+        slices = [lax.slice_in_dim(padded, k, k + planes.shape[axis], axis=axis) for k in range(2 * reach + 1)]
+        smooth = sum((part * weight for part, weight in zip(slices, weights, strict=True)), jnp.zeros(()))
     return jnp.round(smooth).astype(jnp.uint8)
 
 
 def pack(planes: Array) -> Array:
-    """Packs the channels of uint8 [N, 3, height, width] into uint32 [N, height, width]: one gather fetches all."""
+    """Packs the channels of uint8 [3, height, width] into uint32 [height, width]: one gather fetches all three."""
     wide = planes.astype(jnp.uint32)
-    return wide[:, 0] | (wide[:, 1] << 8) | (wide[:, 2] << 16)
+    return wide[0] | (wide[1] << 8) | (wide[2] << 16)
 
 
 def unpack(packed: Array) -> Array:
-    """The reverse of `pack`: uint32 [N, height, width] -> uint8 [N, 3, height, width]."""
-    return jnp.stack([packed & 255, (packed >> 8) & 255, (packed >> 16) & 255], axis=1).astype(jnp.uint8)
+    """The reverse of `pack`: uint32 [height, width] -> int32 [3, height, width]."""
+    return ((packed[None] >> jnp.array([0, 8, 16], jnp.uint32)[:, None, None]) & 255).astype(jnp.int32)
 
 
 def draw_window(key: Array, aspect: Array, area: tuple[float, float] | None) -> Array:

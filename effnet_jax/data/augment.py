@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from effnet_jax.data import mix, operations
+from effnet_jax.data import mix, operations, policies
 from effnet_jax.data.affine import (
     draw_window,
     resample,
@@ -66,15 +66,14 @@ def _augment(
     def keys_for(purpose: int) -> Array:
         return jax.vmap(jax.random.fold_in, (0, None))(keys, purpose)
 
-    layers = operations.make_layers(settings.policy, settings.randaugment)
-    if layers and settings.policy_at == "source":
-        share = images.shape[1] / resolution
-        images = to_pixels(layers(keys_for(_POLICY), to_planes(images), share))
+    policy_at = settings.policy_at if settings.policy or settings.randaugment else ""
+    if policy_at == "source":
+        images = to_pixels(_with_policy(keys_for(_POLICY), to_planes(images), settings, resolution))
     planes = _views(keys_for(_GEOMETRY), images, batch["aspect"], settings, resolution)
-    if layers and settings.policy_at == "resolution":
+    if policy_at == "resolution":
         # As the original: clipped, then cut to whole levels.
         whole = jnp.clip(planes, 0, 255).astype(jnp.uint8)
-        planes = layers(keys_for(_POLICY), whole, 1.0).astype(jnp.float32)
+        planes = _with_policy(keys_for(_POLICY), whole, settings, resolution).astype(jnp.float32)
     if settings.brightness or settings.contrast or settings.saturation:
         amounts = {name: getattr(settings, name) for name in ("brightness", "contrast", "saturation")}
         planes = jax.vmap(functools.partial(mix.jitter_colour, **amounts))(keys_for(_COLOUR), planes)
@@ -113,3 +112,18 @@ def _views(keys: Array, images: Array, aspects: Array, settings: AugmentSettings
     if settings.straight:
         return resample_straight(images, matrices, resolution, settings.interpolation, shrink)
     return resample(images, matrices, resolution, settings.interpolation, shrink)
+
+
+def _with_policy(keys: Array, planes: Array, settings: AugmentSettings, resolution: int) -> Array:
+    """Applies AutoAugment or RandAugment: uint8 planes [N, 3, height, width] -> the same."""
+    size = (planes.shape[2], planes.shape[3])
+    scale = policies.policy_scale(settings.policy, planes.shape[2], resolution)
+
+    def draw(key: Array) -> list[operations.Drawn]:
+        if settings.policy:
+            return operations.draw_policy(key, size, policies.POLICIES[settings.policy], scale)
+        assert settings.randaugment
+        layers, magnitude = settings.randaugment
+        return operations.draw_randaugment(key, size, layers, magnitude, scale)
+
+    return operations.apply_to_batch(planes, jax.vmap(draw)(keys))

@@ -129,27 +129,26 @@ def _parsed(table: str) -> tuple[tuple[Step, Step], ...]:
 POLICIES: dict[str, tuple[tuple[Step, Step], ...]] = {"v0": _parsed(_V0), "cifar10": _parsed(_CIFAR10)}
 
 
-def policy_scale(name: str, side: int) -> Scale:
-    """What levels mean in a policy.
+def policy_scale(policy: str, side: int, resolution: int) -> Scale:
+    """What levels mean for images of a size.
 
-    The original code's constants are pixels of ImageNet crops. CIFAR-10's policy was found at 32 pixels with
-    translations of up to 10, hence in proportion here; taken as pixels, its level 9 would move the whole view away.
+    The original code's constants are pixels at the training resolution; on images of another size they are taken in
+    proportion. CIFAR-10's policy was found at 32 pixels with translations of up to 10, so that it is in proportion
+    here everywhere: taken as the original's pixels, its level 9 would move the whole view away.
 
     Args:
-      name: of the policy.
+      policy: a name of `POLICIES`, or "" for RandAugment.
       side: of the images that it runs on.
+      resolution: that the model is trained at.
 
     Returns:
       The scale.
     """
-    if name == "cifar10":
+    if policy == "cifar10":
         return Scale(translate=side * 10 / 32, cutout=side * 20 / 32, solarize_down=True)
-    return AUTOAUGMENT_SCALE
-
-
-def shrink_scale(scale: Scale, factor: float) -> Scale:
-    """The same scale for images that are smaller by `factor`."""
-    return dataclasses.replace(scale, translate=scale.translate * factor, cutout=scale.cutout * factor)
+    scale = AUTOAUGMENT_SCALE if policy else RANDAUGMENT_SCALE
+    share = side / resolution
+    return Scale(translate=scale.translate * share, cutout=scale.cutout * share)
 
 
 def level_argument(operation: str, level: float, scale: Scale) -> float:
