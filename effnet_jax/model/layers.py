@@ -144,15 +144,23 @@ def _depthwise_cpu(inputs: Array, kernel: Array, stride: int) -> Array:
 
 def _depthwise_cpu_gradient(inputs: Array, kernel: Array, cotangent: Array, stride: int) -> tuple[Array, Array]:
     size = kernel.shape[0]
-    _, height, width, _ = cotangent.shape
+    _, height, width, channels = cotangent.shape
     padded = _pad(inputs, size, stride)
-    kernel_gradient = jnp.stack(
-        [
-            jnp.sum(_window(padded, u, v, height, width, stride) * cotangent, axis=(0, 1, 2), dtype=jnp.float32)
+
+    def add_image(total: Array, index: Array) -> tuple[Array, None]:
+        # Image by image: the taps read one image many times, and one image fits in the cache.
+        image = lax.dynamic_index_in_dim(padded, index, keepdims=True)
+        seen = lax.dynamic_index_in_dim(cotangent, index, keepdims=True)
+        terms = [
+            jnp.sum(_window(image, u, v, height, width, stride) * seen, axis=(0, 1, 2), dtype=jnp.float32)
             for u, v in _taps(size)
         ]
-    ).reshape(kernel.shape)
-    return _depthwise_input_gradient(inputs, kernel, cotangent, stride), kernel_gradient.astype(kernel.dtype)
+        return total + jnp.stack(terms), None
+
+    total = jnp.zeros((size * size, channels), jnp.float32)
+    total, _ = lax.scan(add_image, total, jnp.arange(inputs.shape[0]))
+    kernel_gradient = total.reshape(kernel.shape).astype(kernel.dtype)
+    return _depthwise_input_gradient(inputs, kernel, cotangent, stride), kernel_gradient
 
 
 def _depthwise_input_gradient(inputs: Array, kernel: Array, cotangent: Array, stride: int) -> Array:

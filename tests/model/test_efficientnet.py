@@ -1,0 +1,309 @@
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from effnet_jax.errors import ConfigError, VariantError
+from effnet_jax.model.efficientnet import create_model, pool
+from effnet_jax.model.variants import VARIANTS
+from effnet_jax.weights import names
+from tests import synthetic
+from tests.model.test_variants import COUNTS
+
+TOLERANCE = {False: 1e-5, True: 2e-5}  # of the largest golden value; True: the lite variants
+SEEDS = {"raw": 0, "ema": 1}
+
+
+def assert_close(value, golden, lite=False):
+    value, golden = np.asarray(value), np.asarray(golden)
+    value = value.reshape(golden.shape)  # the original's lite variants keep [N, 1, 1, C] after pooling
+    difference = np.abs(value - golden).max() / np.abs(golden).max()
+    assert difference <= TOLERANCE[lite], f"max difference {difference:.2e} of the largest value"
+
+
+@pytest.fixture(scope="session")
+def synthetic_b0():
+    return {weights: synthetic.variables("b0", seed) for weights, seed in SEEDS.items()}
+
+
+@pytest.fixture(scope="session")
+def endpoints():
+    """A compiled function of (scaling) for B0: variables, images → every endpoint."""
+
+    def build(scaling):
+        model = create_model("b0", normalization=scaling)
+        return jax.jit(lambda variables, images: model.apply(variables, images, method="endpoints"))
+
+    return {scaling: build(scaling) for scaling in ("imagenet", "advprop")}
+
+
+def golden_endpoints(ends, variant="b0"):
+    """Renames endpoints to the goldens' names."""
+    blocks = [block.name for block in VARIANTS[variant].blocks]
+    renamed = {f"block_{index}": ends[name] for index, name in enumerate(blocks)}
+    renamed |= {"stem": ends["stem"], "features": ends[blocks[-1]], "head_1x1": ends["top"]}
+    return renamed | {"pooled_features": pool(ends["top"]), "logits": ends["classifier"]}
+
+
+def check_b0(arrays, prefix, synthetic_b0, endpoints, inputs):
+    compared = 0
+    for size in inputs:
+        images = jnp.asarray(arrays[f"{prefix}images_{size}"])
+        for scaling in ("imagenet", "advprop"):
+            for weights in SEEDS:
+                stem = f"{prefix}{size}/{scaling}/{weights}/"
+                wanted = [key for key in arrays if key.startswith(stem)]
+                ends = golden_endpoints(endpoints[scaling](synthetic_b0[weights], images))
+                for key in wanted:
+                    end = key.removeprefix(stem)
+                    if end in ends:
+                        assert_close(ends[end], arrays[key])
+                        compared += 1
+    return compared
+
+
+def test_b0_equals_the_original_at_an_even_and_an_odd_size(golden, synthetic_b0, endpoints):
+    arrays = np.load(golden / "model_golden.npz")
+    assert check_b0(arrays, "b0/", synthetic_b0, endpoints, ("64", "75x97")) == 33
+
+
+@pytest.mark.slow
+def test_b0_equals_the_original_at_every_endpoint(shared, synthetic_b0, endpoints):
+    arrays = np.load(shared / "golden" / "b0_golden.npz")
+    assert check_b0(arrays, "", synthetic_b0, endpoints, ("64", "75x97", "224")) >= 110
+
+
+def check_logits(arrays, prefix, variant, weights, images, golden_prefix):
+    model = create_model(variant)
+    ends = jax.jit(lambda variables, images: model.apply(variables, images, method="endpoints"))(
+        synthetic.variables(variant, SEEDS[weights]), images
+    )
+    renamed, compared = golden_endpoints(ends, variant), 0
+    for key in [key for key in arrays if key.startswith(f"{prefix}{golden_prefix}/")]:
+        end = key.rsplit("/", 1)[-1]
+        if end in renamed and "expansion_output" not in key:
+            assert_close(renamed[end], arrays[key], VARIANTS[variant].lite)
+            compared += 1
+    return compared
+
+
+@pytest.mark.parametrize(
+    ("variant", "size"), [("lite0", "64"), ("lite0", "75x97"), ("lite3", "64")], ids=lambda value: str(value)
+)
+def test_lite_equals_the_original(golden, variant, size):
+    arrays = np.load(golden / "model_golden.npz")
+    images = jnp.asarray(arrays[f"lite/images_{size}"])
+    images = images if variant == "lite0" else images[:1]
+    assert check_logits(arrays, "lite/", variant, "raw", images, f"{variant}/{size}/raw") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["lite0", "lite1", "lite2", "lite3", "lite4"])
+def test_lite_equals_the_original_at_every_endpoint(shared, variant):
+    arrays = np.load(shared / "golden" / "lite_golden.npz")
+    for size in ("64", "75x97"):
+        for weights in SEEDS:
+            images = jnp.asarray(arrays[f"images_{size}"])
+            images = images if variant == "lite0" else images[:1]
+            if f"{variant}/{size}/{weights}/logits" in arrays:
+                assert check_logits(arrays, "", variant, weights, images, f"{variant}/{size}/{weights}") >= 2
+
+
+def test_b3_equals_the_original(golden):
+    arrays = np.load(golden / "model_golden.npz")
+    assert check_logits(arrays, "variants/", "b3", "raw", jnp.asarray(arrays["variants/images_64x96"]), "b3/raw") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["b1", "b2", "b3", "b4", "b5", "b6", "b7", "b8"])
+def test_larger_variants_equal_the_original(shared, variant):
+    arrays = np.load(shared / "golden" / "variants_golden.npz")
+    images = jnp.asarray(arrays["images_64x96"])
+    for weights in SEEDS:
+        if f"{variant}/{weights}/logits" in arrays:
+            assert check_logits(arrays, "", variant, weights, images, f"{variant}/{weights}") == 2
+
+
+def test_the_synthetic_checkpoint_is_the_one_of_the_goldens(shared):
+    known = json.loads((shared / "golden" / "checkpoint_digests.json").read_text())
+    print(known)
+
+
+# --- Shapes and counts. ---
+
+
+def shapes_of(variant, **settings):
+    model = create_model(variant, **settings)
+    images = jnp.zeros((1, 64, 64, 3))
+    return jax.eval_shape(model.init, jax.random.key(0), images)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_counts_and_paths_are_those_of_the_table(variant):
+    variables = shapes_of(variant)
+    parameters, statistics = (jax.tree.leaves(variables[kind]) for kind in ("params", "batch_stats"))
+    counts = (
+        sum(leaf.size for leaf in parameters),
+        sum(leaf.size for leaf in statistics),
+        len(parameters),
+        len(statistics),
+        len(VARIANTS[variant].blocks),
+    )
+    assert counts == COUNTS[variant]
+    flat = {path: leaf.shape for path, leaf in traverse_util.flatten_dict(variables, sep="/").items()}
+    assert flat == names.parameter_shapes(VARIANTS[variant], 1000)
+    assert tuple(variables["params"]) == VARIANTS[variant].units
+
+
+def test_without_top_there_is_no_classifier_and_pooling_is_a_choice(synthetic_b0):
+    images = jnp.zeros((2, 48, 64, 3), jnp.uint8)
+    trunk = {kind: dict(tree) for kind, tree in synthetic_b0["raw"].items()}
+    del trunk["params"]["classifier"]
+
+    def outputs(pooling):
+        model = create_model("b0", include_top=False, pooling=pooling)
+        return jax.jit(model.apply)(trunk, images)
+
+    features = outputs("none")
+    assert features.shape == (2, 2, 2, 1280)
+    np.testing.assert_allclose(outputs("avg"), features.mean((1, 2)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(outputs("max"), features.max((1, 2)))
+
+
+def test_run_in_two_parts_is_the_whole(synthetic_b0):
+    model = create_model("b0")
+    images = jax.random.randint(jax.random.key(0), (2, 33, 47, 3), 0, 256).astype(jnp.uint8)
+
+    @jax.jit
+    def parts(variables, images):
+        middle = model.apply(variables, images, last="block5c", method="run")
+        pooled = pool(model.apply(variables, middle, first="block6a", last="top", method="run"))
+        return model.apply(variables, pooled, first="classifier", method="run")
+
+    whole = jax.jit(model.apply)(synthetic_b0["raw"], images)
+    np.testing.assert_allclose(parts(synthetic_b0["raw"], images), whole, rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16_keeps_float32_parameters_and_logits(synthetic_b0):
+    images = jax.random.randint(jax.random.key(0), (2, 32, 32, 3), 0, 256)
+    logits = jax.jit(create_model("b0", dtype="bfloat16").apply)(synthetic_b0["raw"], images)
+    exact = jax.jit(create_model("b0").apply)(synthetic_b0["raw"], images)
+    assert logits.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes_of("b0", dtype="bfloat16"))} == {jnp.dtype("float32")}
+    assert 0 < np.abs(logits - exact).max() < 0.1 * np.abs(exact).max()
+
+
+def test_initial_values_follow_the_original():
+    variables = create_model("b0").init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    block = variables["params"]["block5a"]
+    assert np.std(block["depthwise_conv"]["kernel"]) == pytest.approx(math.sqrt(2 / 25), rel=0.05)
+    assert np.std(block["expand_conv"]["kernel"]) == pytest.approx(math.sqrt(2 / 480), rel=0.05)
+    kernel = np.asarray(variables["params"]["classifier"]["kernel"])
+    assert np.abs(kernel).max() <= 1000**-0.5
+    assert np.std(kernel) == pytest.approx(1000**-0.5 / math.sqrt(3), rel=0.02)
+    assert np.all(block["expand_bn"]["scale"] == 1)
+    assert np.all(variables["batch_stats"]["top"]["bn"]["var"] == 1)
+
+
+# --- Training mode. ---
+
+
+@pytest.fixture(scope="module")
+def noisy():
+    """A function of (example keys, units): lite0's logits in training."""
+    model = create_model("lite0", num_classes=7)
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    images = jax.random.uniform(jax.random.key(1), (3, 32, 32, 3)) * 255
+
+    @jax.jit
+    def whole(keys, images):
+        return model.apply(variables, images, train=True, key=keys)
+
+    return model, variables, images, whole
+
+
+def test_noise_belongs_to_the_example_not_to_its_place(noisy):
+    _, _, images, whole = noisy
+    keys = jax.random.split(jax.random.key(2), 3)
+    order = jnp.array([2, 0, 1])
+    np.testing.assert_allclose(whole(keys, images)[order], whole(keys[order], images[order]), rtol=1e-5, atol=1e-6)
+    assert np.abs(whole(keys, images) - whole(keys[order], images)).max() > 1e-3
+
+
+def test_frozen_units_stay_as_in_inference_while_others_train(noisy):
+    model, variables, images, _ = noisy
+    units = ("block7a", "top", "classifier")
+
+    @jax.jit
+    def step(images):
+        return model.apply(
+            variables, images, train=units, update_batch_norm=units, key=jax.random.key(0), mutable=["batch_stats"]
+        )[1]["batch_stats"]
+
+    updated = step(images)
+    for unit, layers in variables["batch_stats"].items():
+        moved = [not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (layers, updated[unit])), strict=True)]
+        assert all(moved) if unit in units else not any(moved), unit
+
+
+def test_remat_changes_memory_not_gradients():
+    images = jax.random.uniform(jax.random.key(1), (2, 32, 32, 3)) * 255
+    gradients = []
+    for remat in (False, True):
+        model = create_model("lite0", num_classes=3, remat=remat)
+        variables = model.init(jax.random.key(0), images)
+
+        @jax.jit
+        def gradient(params, model=model, statistics=variables["batch_stats"]):
+            def loss(params):
+                logits, _ = model.apply(
+                    {"params": params, "batch_stats": statistics},
+                    images,
+                    train=True,
+                    update_batch_norm=True,
+                    key=jax.random.key(3),
+                    mutable=["batch_stats"],
+                )
+                return jnp.sum(jax.nn.log_softmax(logits)[:, 0])
+
+            return jax.grad(loss)(params)
+
+        gradients.append(gradient(variables["params"]))
+    for plain, rematerialised in zip(*map(jax.tree.leaves, gradients), strict=True):
+        np.testing.assert_allclose(rematerialised, plain, rtol=1e-3, atol=1e-4 * float(jnp.abs(plain).max() + 1e-6))
+
+
+# --- Mistakes. ---
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"variant": "b9"}, VariantError, "did you mean"),
+        ({"normalization": "imagnet"}, VariantError, "'imagenet'"),
+        ({"pooling": "mean"}, ConfigError, "choose from|did you mean"),
+        ({"pooling": "none"}, ConfigError, "include_top=False"),
+        ({"dtype": "float16"}, ConfigError, "float16 overflows"),
+        ({"num_classes": 0}, ConfigError, "include_top=False"),
+        ({"dropout": 1.0}, ConfigError, "dropout"),
+    ],
+)
+def test_impossible_models(settings, error, message):
+    with pytest.raises(error, match=message):
+        create_model(**{"variant": "b0", **settings})
+
+
+def test_impossible_calls(noisy):
+    model, variables, images, _ = noisy
+    with pytest.raises(VariantError, match="swap them"):
+        model.apply(variables, images, first="top", last="stem", method="run")
+    with pytest.raises(VariantError, match="'block6a'"):
+        model.apply(variables, images, last="block6aa", method="run")
+    with pytest.raises(ConfigError, match="leading axis"):
+        model.apply(variables, images[0])
+    with pytest.raises(ConfigError, match="key="):
+        model.apply(variables, images, train=True)
