@@ -188,24 +188,44 @@ def resample(images: Array, matrices: Array, resolution: int, interpolation: str
       float32 planes [N, 3, resolution, resolution].
     """
 
-    def one(image: Array, matrix: Array) -> Array:
-        return _resample_one(image, matrix, resolution, interpolation, shrink)
+    size = images.shape[1:3]
+
+    def prepared(image: Array, matrix: Array) -> Array:
+        planes = jnp.transpose(image, (2, 0, 1))
+        if shrink > 1:
+            planes = _smoothed(planes, jnp.sqrt(jnp.sum(matrix[:, :2] ** 2, axis=-1)), shrink)
+        return pack(planes).reshape(-1)
+
+    def gathered(packed: Array, matrix: Array) -> Array:
+        return _gathered(packed, size, matrix, resolution, interpolation)
 
     def in_turn(images: Array, matrices: Array) -> Array:
-        return lax.map(lambda pair: one(*pair), (images, matrices))
+        # Two loops: in one, XLA would fuse the smoothing into each of the gathers and repeat it for every tap.
+        packed = lax.map(lambda pair: prepared(*pair), (images, matrices))
+        return lax.map(lambda pair: gathered(*pair), (packed, matrices))
+
+    def at_once(images: Array, matrices: Array) -> Array:
+        packed = lax.optimization_barrier(jax.vmap(prepared)(images, matrices))
+        return jax.vmap(gathered)(packed, matrices)
 
     # One image with its taps fits into a CPU's cache, which a batch does not: half the time.
-    return lax.platform_dependent(images, matrices, cpu=in_turn, default=jax.vmap(one))
+    return lax.platform_dependent(images, matrices, cpu=in_turn, default=at_once)
 
 
-def _resample_one(image: Array, matrix: Array, resolution: int, interpolation: str, shrink: float) -> Array:
-    """Resamples one view: uint8 [h, w, 3], float32 [2, 3] -> float32 planes [3, R, R]."""
-    height, width = image.shape[:2]
-    planes = jnp.transpose(image, (2, 0, 1))
-    if shrink > 1:
-        planes = _smoothed(planes, jnp.sqrt(jnp.sum(matrix[:, :2] ** 2, axis=-1)), shrink)
-    # The barriers keep XLA from computing the same pixels and locations once for each use.
-    packed = lax.optimization_barrier(pack(planes).reshape(-1))
+def _gathered(packed: Array, size: tuple[int, int], matrix: Array, resolution: int, interpolation: str) -> Array:
+    """Interpolates one view.
+
+    Args:
+      packed: the source, uint32 [h * w].
+      size: (h, w).
+      matrix: float32 [2, 3].
+      resolution: side of the view.
+      interpolation: `"bilinear"` or `"bicubic"`.
+
+    Returns:
+      float32 planes [3, R, R].
+    """
+    height, width = size
     steps = jnp.arange(resolution, dtype=jnp.float32)
     offsets = (0, 1) if interpolation == "bilinear" else (-1, 0, 1, 2)
 
@@ -215,22 +235,16 @@ def _resample_one(image: Array, matrix: Array, resolution: int, interpolation: s
         base = jnp.floor(location)
         return base.astype(jnp.int32), location - base
 
-    (x, x_rest), (y, y_rest) = lax.optimization_barrier(
-        (base_and_rest(matrix[0], width), base_and_rest(matrix[1], height))
-    )
+    (x, x_rest), (y, y_rest) = base_and_rest(matrix[0], width), base_and_rest(matrix[1], height)
     columns = [jnp.clip(x + k, 0, width - 1) for k in offsets]
     rows = [jnp.clip(y + k, 0, height - 1) * width for k in offsets]
-    taps = lax.optimization_barrier(
-        [[packed.at[row + column].get(mode="promise_in_bounds") for column in columns] for row in rows]
-    )
-    x_weights = [_kernel(jnp.abs(k - x_rest), interpolation) for k in offsets]
-    y_weights = [_kernel(jnp.abs(k - y_rest), interpolation) for k in offsets]
     view = jnp.zeros((), jnp.float32)
-    for line, y_weight in zip(taps, y_weights, strict=True):
-        along = jnp.zeros((), jnp.float32)
-        for tap, x_weight in zip(line, x_weights, strict=True):
-            along += unpack(tap).astype(jnp.float32) * x_weight
-        view += along * y_weight
+    for row, y_offset in zip(rows, offsets, strict=True):
+        line = jnp.zeros((), jnp.float32)
+        for column, x_offset in zip(columns, offsets, strict=True):
+            tap = packed.at[row + column].get(mode="promise_in_bounds")
+            line += unpack(tap).astype(jnp.float32) * _kernel(jnp.abs(x_offset - x_rest), interpolation)
+        view += line * _kernel(jnp.abs(y_offset - y_rest), interpolation)
     return view
 
 
