@@ -119,6 +119,18 @@ class Metadata:
                 raise ValueError(f"its {key} is {getattr(self, key)!r}")
 
 
+def check_output(path: str | Path) -> Path:
+    """Returns the path of a weights dir to be written, absolute.
+
+    Raises:
+      WeightsError: something is there already.
+    """
+    path = Path(path).expanduser().absolute()
+    if path.exists() or path.is_symlink():
+        raise WeightsError(f"the output {path} exists already: give another name, or delete it first")
+    return path
+
+
 def current_versions() -> dict[str, str]:
     """Returns the versions of Python and of the packages that matter for weights, as far as they are installed."""
     versions = {"python": platform.python_version()}

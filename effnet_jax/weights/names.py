@@ -1,11 +1,11 @@
 """The names of every tensor of every variant: parameter paths, TensorFlow's and PyTorch's. No JAX.
 
-The only place that knows other programs' names and layouts. Each row of `table(variant)` is one tensor; all follows from
-`VARIANTS`.
+The only place that knows other programs' names and layouts. Each row of `table(variant)` is one tensor; all follows
+from `VARIANTS`.
 
-Sources: variable scopes of efficientnet_model.py in tensorflow/tpu, models/official/efficientnet; PyTorch's are those of
-the packages efficientnet_pytorch and efficientnet_lite_pytorch, whose networks have the same padding (SAME) and the same
-batch norm epsilon (1e-3).
+Sources: variable scopes of efficientnet_model.py in tensorflow/tpu, models/official/efficientnet; PyTorch's are those
+of the packages efficientnet_pytorch and efficientnet_lite_pytorch, whose networks have the same padding (SAME) and the
+same batch norm epsilon (1e-3).
 """
 
 import re
@@ -114,8 +114,8 @@ def _rows(variant: Variant, num_classes: int) -> Iterator[Tensor]:
     yield _conv("top/conv", (1, 1, variant.blocks[-1].out_filters, top), "head/conv2d", "_conv_head")
     yield from _batch_norm("top/bn", top, "head/tpu_batch_normalization", "_bn1")
     if num_classes:
-        shape = (top, num_classes)
-        yield Tensor("params/classifier/kernel", shape, "head/dense/kernel", shape, "_fc.weight", (1, 0))
+        classes = (top, num_classes)
+        yield Tensor("params/classifier/kernel", classes, "head/dense/kernel", classes, "_fc.weight", (1, 0))
         yield _bias("classifier", num_classes, "head/dense", "_fc")
 
 

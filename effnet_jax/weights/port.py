@@ -13,7 +13,7 @@ from effnet_jax.errors import CheckpointError, VariantError
 from effnet_jax.model.variants import FAMILIES, VARIANTS, Family, Variant, get_family, get_variant
 from effnet_jax.weights import names
 from effnet_jax.weights.checkpoint import Checkpoint
-from effnet_jax.weights.metadata import Metadata, imagenet_class_names
+from effnet_jax.weights.metadata import Metadata, check_output, imagenet_class_names
 from effnet_jax.weights.readers import open_checkpoint
 
 _LISTED = 6  # names of each kind in an error of one screen
@@ -82,21 +82,19 @@ def port_checkpoint(
       VariantError: an unknown variant or family, or a family that cannot be told.
       WeightsError: the output exists or cannot be written.
     """
-    # JAX and orbax take a second to import: only a checked command needs them.
-    from effnet_jax.weights.store import check_output, write_weights
-
     if variant is not None:
         get_variant(variant)
     if family is not None:
         get_family(family)
     out = check_output(out)
-    with open_checkpoint(source) as checkpoint, ThreadPoolExecutor(1) as pool:
+    with open_checkpoint(source) as checkpoint, ThreadPoolExecutor(2) as pool:
         plan = plan_port(checkpoint, variant=variant, notop=notop, ema=ema, num_classes=num_classes)
         recipe = choose_family(Path(source), plan.variant, family)
         digest = pool.submit(checkpoint.sha256)
-        variables = read_variables(checkpoint, plan)
-        for name in plan.unused:
-            checkpoint.verify(name)
+        variables = pool.submit(read_variables, checkpoint, plan)
+        # JAX and orbax take a second to import: a mistake is told before, and the files are read meanwhile.
+        from effnet_jax.weights.store import write_weights
+
         metadata = Metadata(
             variant=plan.variant.name,
             family=recipe.name,
@@ -115,7 +113,7 @@ def port_checkpoint(
                 "unused": len(plan.unused),
             },
         )
-    return write_weights(out, variables, metadata)
+    return write_weights(out, variables.result(), metadata)
 
 
 def plan_port(
@@ -137,7 +135,7 @@ def plan_port(
     classes = 0
     if not notop and len(shapes.get(kernel, ())) == 2:
         classes = shapes[kernel][0 if torch else 1]
-    chosen = _choose_variant(shapes, torch, variant, named)
+    chosen = _choose_variant(checkpoint.source, shapes, torch, variant, named)
     rows = {_name(row, torch): row for row in names.table(chosen, classes or 1000)}
     top = {name for name, row in rows.items() if row.path.startswith("params/classifier/")}
     if notop:
@@ -161,7 +159,14 @@ def plan_port(
 
 
 def read_variables(checkpoint: Checkpoint, plan: Plan) -> dict:
-    """Reads the planned arrays one by one; returns `{"params": …, "batch_stats": …}`, float32."""
+    """Reads the planned arrays one by one, and verifies the checksums of the others.
+
+    Returns:
+      `{"params": …, "batch_stats": …}` as nested dicts of float32 arrays.
+
+    Raises:
+      CheckpointError: an array is damaged.
+    """
     variables: dict = {"params": {}, "batch_stats": {}}
     for row, stored in plan.names.items():
         array = checkpoint.read(stored).astype(np.float32, copy=False)
@@ -170,6 +175,8 @@ def read_variables(checkpoint: Checkpoint, plan: Plan) -> dict:
         for folder in folders:
             inner = inner.setdefault(folder, {})
         inner[leaf] = row.from_torch(array) if checkpoint.layout == "torch" else row.from_tf(array)
+    for stored in plan.unused:
+        checkpoint.verify(stored)
     return variables
 
 
@@ -194,8 +201,8 @@ def choose_family(source: Path, variant: Variant, family: str | None) -> Family:
             return recipe
     listed = "\n".join(f"  --family {choice.name:<14} {choice.description}" for choice in possible)
     raise VariantError(
-        f"the name of {source} does not say by which recipe these weights of {variant.name} were trained, and the scaling "
-        f"of the input depends on it: give one of\n{listed}"
+        f"the name of {source} does not say by which recipe these weights of {variant.name} were trained, and the "
+        f"scaling of the input depends on it: give one of\n{listed}"
     )
 
 
@@ -280,7 +287,7 @@ def _disagreements(shapes: Mapping[str, tuple[int, ...]], variant: Variant, torc
 
 
 def _choose_variant(
-    shapes: Mapping[str, tuple[int, ...]], torch: bool, given: str | None, named: str | None
+    source: Path, shapes: Mapping[str, tuple[int, ...]], torch: bool, given: str | None, named: str | None
 ) -> Variant:
     """Returns the variant that is given, or whose arrays these are, or the nearest: `_check` then says what is odd."""
     if given is not None and _disagreements(shapes, VARIANTS[given], torch) == 0:
@@ -290,7 +297,7 @@ def _choose_variant(
     if given is not None:
         if counts[best] == 0:
             raise CheckpointError(
-                f"these are weights of {best}, not of {given}: give --variant {best}, or leave it out"
+                f"{source} has weights of {best}, not of {given}: give --variant {best}, or leave it out"
             )
         return VARIANTS[given]
     return VARIANTS[best if counts[best] == 0 or named is None else named]

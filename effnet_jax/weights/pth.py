@@ -11,6 +11,7 @@ import pickle
 import re
 import struct
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -49,7 +50,7 @@ class _Storage(NamedTuple):
 
     key: str
     dtype: np.dtype
-    count: int
+    length: int
 
 
 class _Tensor(NamedTuple):
@@ -117,6 +118,8 @@ class TorchFile(Checkpoint):
                 f"{path} is damaged: its name says that its SHA-256 starts with {digest[1]}, but it is {actual[:8]}…; "
                 f"{_DOWNLOAD_AGAIN}, or rename it if it was changed on purpose"
             )
+        # Of each storage: its position in the older format, its member of the archive in the newer one.
+        self._places: Mapping[str, int | str]
         try:
             if zipfile.is_zipfile(path):
                 state, self._places = _read_zip(path)
@@ -155,7 +158,7 @@ class TorchFile(Checkpoint):
         )
         if 0 in tensor.shape:
             return np.empty(tensor.shape, tensor.storage.dtype)
-        if reach >= tensor.storage.count:
+        if reach >= tensor.storage.length:
             raise CheckpointError(f"{self.source}: {name} reaches beyond its storage: {_DOWNLOAD_AGAIN}")
         numbers = np.frombuffer(self._read_storage(name, tensor.storage), tensor.storage.dtype.newbyteorder("<"))
         strides = [stride * numbers.itemsize for stride in tensor.strides]
@@ -163,7 +166,7 @@ class TorchFile(Checkpoint):
         return np.array(view, tensor.storage.dtype, order="C")
 
     def _read_storage(self, name: str, storage: _Storage) -> bytes:
-        size = storage.count * storage.dtype.itemsize
+        size = storage.length * storage.dtype.itemsize
         place = self._places.get(storage.key)
         try:
             if isinstance(place, int):
@@ -198,8 +201,8 @@ def _read_legacy(path: Path) -> tuple[Any, dict[str, int]]:
         for key in _load(file):
             storage = unpickler.storages[key]
             (count,) = struct.unpack("<q", file.read(8))
-            if count != storage.count:
-                raise pickle.UnpicklingError(f"storage {key} has {count} numbers instead of {storage.count}")
+            if count != storage.length:
+                raise pickle.UnpicklingError(f"storage {key} has {count} numbers instead of {storage.length}")
             places[key] = file.tell()
             file.seek(count * storage.dtype.itemsize, io.SEEK_CUR)
         return state, places

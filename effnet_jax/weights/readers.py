@@ -21,8 +21,8 @@ __all__ = ["Checkpoint", "NumpyFile", "open_checkpoint"]
 _ARCHIVES = (".tar.gz", ".tgz", ".tar")
 _DATA = re.compile(r"\.data-\d{5}-of-\d{5}$")
 KINDS = (
-    "a checkpoint's prefix (…/model.ckpt) or folder, the published .tar.gz, an .npz of arrays under TensorFlow's names, "
-    "or a .pth"
+    "a checkpoint's prefix (…/model.ckpt) or folder, the published .tar.gz, "
+    "an .npz of arrays under TensorFlow's names, or a .pth"
 )
 
 

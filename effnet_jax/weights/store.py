@@ -3,8 +3,8 @@
 orbax restores a flipped bit without a word, so each leaf's CRC-32C is kept in the metadata and compared at reading.
 """
 
-import contextlib
 import dataclasses
+import errno
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -23,24 +23,12 @@ from effnet_jax.model.efficientnet import create_model
 from effnet_jax.model.layers import dense_kernel_init
 from effnet_jax.model.variants import get_variant
 from effnet_jax.weights import names
-from effnet_jax.weights.metadata import METADATA_FILE, Metadata, current_versions
+from effnet_jax.weights.metadata import METADATA_FILE, Metadata, check_output, current_versions
 
 Variables = dict[str, Any]
 
 VARIABLES_FOLDER = "variables"
 _COLLECTIONS = ("params", "batch_stats")
-
-
-def check_output(path: str | Path) -> Path:
-    """Returns the path of a weights dir to be written, absolute.
-
-    Raises:
-      WeightsError: something is there already.
-    """
-    path = Path(path).expanduser().absolute()
-    if path.exists() or path.is_symlink():
-        raise WeightsError(f"the output {path} exists already: give another name, or delete it first")
-    return path
 
 
 def write_weights(path: str | Path, variables: Mapping[str, Any], metadata: Metadata) -> Metadata:
@@ -76,9 +64,7 @@ def write_weights(path: str | Path, variables: Mapping[str, Any], metadata: Meta
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
         _wait_for_all("partial weights dir made")
-        # Compression would save an eighth and cost most of the time.
-        handler = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False, use_compression=False)
-        with ocp.Checkpointer(handler) as checkpointer:
+        with ocp.Checkpointer(_orbax_handler()) as checkpointer:
             checkpointer.save(partial / VARIABLES_FOLDER, args=ocp.args.PyTreeSave(_nest(leaves)))
         if first:
             (partial / METADATA_FILE).write_text(metadata.to_json(), encoding="utf-8")
@@ -150,7 +136,7 @@ def read_weights(path: str | Path) -> tuple[Variables, Metadata]:
     if sorted(metadata.checksums) != sorted(shapes):
         raise WeightsError(f"{path} is damaged: its checksums are not those of {metadata.variant}; {restore}")
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        with ocp.Checkpointer(_orbax_handler()) as checkpointer:
             args = _nest(dict.fromkeys(shapes, ocp.RestoreArgs(restore_type=np.ndarray)))
             restored = checkpointer.restore(folder, args=ocp.args.PyTreeRestore(restore_args=args))
         leaves = dict(_flatten(restored))
@@ -209,6 +195,19 @@ def load_weights(
     return model, variables, metadata
 
 
+def _orbax_handler() -> ocp.PyTreeCheckpointHandler:
+    """Returns what writes and reads trees of NumPy arrays."""
+    registry = ocp.type_handlers.create_type_handler_registry(
+        # Nothing changes the arrays while they are written, so they need no second copy in memory.
+        (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)),
+        (jax.Array, ocp.type_handlers.ArrayHandler()),
+    )
+    # Compression would save an eighth of the disk and cost most of the time.
+    return ocp.PyTreeCheckpointHandler(
+        use_ocdbt=True, use_zarr3=False, use_compression=False, type_handler_registry=registry
+    )
+
+
 def _check_shapes(found: Mapping[str, tuple[int, ...]], metadata: Metadata, where: str) -> None:
     """Raises WeightsError unless the leaves are those of the variant."""
     expected = names.parameter_shapes(get_variant(metadata.variant), metadata.num_classes)
@@ -240,11 +239,8 @@ def _checksum(leaf: np.ndarray) -> str:
 
 
 def _is_full_disk(error: BaseException) -> bool:
-    with contextlib.suppress(AttributeError):
-        import errno
-
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # type: ignore[attr-defined]
-            return True
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
     # tensorstore's own writes fail with its own exceptions.
     return any(text in str(error) for text in ("No space left", "Disk quota exceeded", "ENOSPC"))
 

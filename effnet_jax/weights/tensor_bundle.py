@@ -148,11 +148,8 @@ class TensorBundle(Checkpoint):
                 if start < reached:
                     raise CheckpointError(f"{path}: {name} overlaps the tensor before it: {_COPY_AGAIN}")
                 # Nothing in the index vouches for bytes between tensors: a writer that aligns them fills with zeros.
-                if (
-                    whole
-                    and start > reached
-                    and any(self._read_into(shard, reached, np.empty(start - reached, np.uint8)))
-                ):
+                gap = np.empty(max(0, start - reached), np.uint8)
+                if whole and self._read_into(shard, reached, gap).any():
                     raise CheckpointError(f"{path}: bytes {reached} to {start} belong to no tensor: {_COPY_AGAIN}")
                 reached = end
 
@@ -193,7 +190,7 @@ class TensorBundle(Checkpoint):
         """Fills a buffer of bytes from a shard; returns the part that was filled."""
         file = self._data[shard]
         file.seek(offset)
-        view, done = memoryview(buffer), 0
+        view, done = buffer.data, 0
         while done < len(view) and (count := file.readinto(view[done:])):
             done += count
         return buffer[:done]
@@ -206,7 +203,7 @@ def _parse_header(value: bytes | None) -> tuple[int, bool]:
     fields = dict(_parse_message(value))
     shards = fields.get(1, 0)
     if not isinstance(shards, int) or not 0 < shards <= 99999:
-        raise TableError(f"it states {shards} data files")
+        raise TableError(f"it states {shards!r} data files")
     return shards, fields.get(2, 0) == 1
 
 
