@@ -26,7 +26,7 @@ CUBIC_A = -0.75  # TensorFlow 1's; the common -0.5 is its half-pixel variant
 def resize_on_device(images: Array, resolution: int) -> Array:
     """Resizes by TensorFlow 1's bicubic rule as two small matrix products.
 
-    Equal to `preprocess.resize_bicubic` but for float32 rounding of the sums.
+    Equal to `resize.resize_bicubic` but for float32 rounding of the sums.
 
     Args:
       images: uint8 or float32 [N, h, w, 3].
@@ -138,9 +138,7 @@ def resample_straight(images: Array, matrices: Array, resolution: int, interpola
 
 def _axis_weights(location: Array, scale: Array, size: int, pitch: float, interpolation: str, shrink: float) -> Array:
     """The weight of each source position for each output position: [N, R] -> [N, R, size]."""
-    location = _mirrored(location, size, pitch)
-    if interpolation == "bicubic":
-        location = jnp.round(location * 1024) / 1024  # as TF1 tabulates the kernel
+    location = _read_from(location, size, pitch, interpolation)
     reach = (2 if interpolation == "bicubic" else 1) * math.ceil(max(1.0, shrink))
     positions = jnp.arange(-reach, size + reach, dtype=jnp.float32)
     distance = jnp.abs(positions - location[..., None])
@@ -157,10 +155,12 @@ def _axis_weights(location: Array, scale: Array, size: int, pitch: float, interp
     return jnp.concatenate([first, weights[..., reach + 1 : size + reach - 1], last], axis=-1)
 
 
-def _mirrored(location: Array, size: int, pitch: float) -> Array:
+def _read_from(location: Array, size: int, pitch: float, interpolation: str) -> Array:
     """Folds locations into the image, as if the resized image were continued by its mirror images."""
-    inside = jnp.mod(location + pitch / 2, 2 * size)
-    return size - jnp.abs(inside - size) - pitch / 2
+    folded = jnp.mod(location + pitch / 2, 2 * size)
+    location = size - jnp.abs(folded - size) - pitch / 2
+    # TF1 tabulates the cubic kernel at 1024 steps a pixel.
+    return jnp.round(location * 1024) / 1024 if interpolation == "bicubic" else location
 
 
 def _kernel(distance: Array, interpolation: str) -> Array:
@@ -187,8 +187,7 @@ def resample(images: Array, matrices: Array, resolution: int, interpolation: str
     Returns:
       float32 planes [N, 3, resolution, resolution].
     """
-
-    size = images.shape[1:3]
+    size = (images.shape[1], images.shape[2])
 
     def prepared(image: Array, matrix: Array) -> Array:
         planes = jnp.transpose(image, (2, 0, 1))
@@ -231,7 +230,7 @@ def _gathered(packed: Array, size: tuple[int, int], matrix: Array, resolution: i
 
     def base_and_rest(row: Array, size: int) -> tuple[Array, Array]:
         location = row[0] * steps[None, :] + row[1] * steps[:, None] + row[2]  # [R, R]
-        location = _mirrored(location, size, size / resolution)
+        location = _read_from(location, size, size / resolution, interpolation)
         base = jnp.floor(location)
         return base.astype(jnp.int32), location - base
 

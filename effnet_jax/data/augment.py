@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from effnet_jax.data import mix, operations, policies
+from effnet_jax.data import draws, mix, operations, policies
 from effnet_jax.data.affine import (
     draw_window,
     resample,
@@ -75,8 +75,8 @@ def _augment(
         whole = jnp.clip(planes, 0, 255).astype(jnp.uint8)
         planes = _with_policy(keys_for(_POLICY), whole, settings, resolution).astype(jnp.float32)
     if settings.brightness or settings.contrast or settings.saturation:
-        amounts = {name: getattr(settings, name) for name in ("brightness", "contrast", "saturation")}
-        planes = jax.vmap(functools.partial(mix.jitter_colour, **amounts))(keys_for(_COLOUR), planes)
+        amounts = (settings.brightness, settings.contrast, settings.saturation)
+        planes = jax.vmap(lambda key, view: mix.jitter_colour(key, view, *amounts))(keys_for(_COLOUR), planes)
     if settings.cutout:
         planes = jax.vmap(functools.partial(mix.cut_out, side=settings.cutout))(keys_for(_CUTOUT), planes)
     if settings.erase:
@@ -121,9 +121,9 @@ def _with_policy(keys: Array, planes: Array, settings: AugmentSettings, resoluti
 
     def draw(key: Array) -> list[operations.Drawn]:
         if settings.policy:
-            return operations.draw_policy(key, size, policies.POLICIES[settings.policy], scale)
+            return draws.draw_policy(key, size, policies.POLICIES[settings.policy], scale)
         assert settings.randaugment
         layers, magnitude = settings.randaugment
-        return operations.draw_randaugment(key, size, layers, magnitude, scale)
+        return draws.draw_randaugment(key, size, layers, magnitude, scale)
 
     return operations.apply_to_batch(planes, jax.vmap(draw)(keys))

@@ -13,28 +13,45 @@ _LUMA = (0.299, 0.587, 0.114)
 
 
 def jitter_colour(key: Array, planes: Array, brightness: float, contrast: float, saturation: float) -> Array:
-    """Changes brightness, contrast and saturation, in this order, by random factors; the result is within 0..255.
+    """Changes brightness, contrast and saturation by random factors, each uniform in 1 - amount .. 1 + amount.
 
     Args:
       key: a random key.
       planes: float32 [3, height, width].
-      brightness: the factor is uniform in 1 - brightness .. 1 + brightness; 0: off.
-      contrast: likewise, about the view's mean grey.
-      saturation: likewise, about each pixel's grey.
+      brightness: amount, 0: off.
+      contrast: amount, 0: off.
+      saturation: amount, 0: off.
 
     Returns:
-      float32 [3, height, width].
+      float32 [3, height, width], within 0..255.
     """
-    factors = 1 + jax.random.uniform(key, (3,), minval=-1.0) * jnp.array([brightness, contrast, saturation])
+    amounts = (brightness, contrast, saturation)
+    draws = jax.random.uniform(key, (3,), minval=-1.0)
+    factors = [1 + draw * amount if amount else None for draw, amount in zip(draws, amounts, strict=True)]
+    return adjust_colour(planes, *factors)
+
+
+def adjust_colour(planes: Array, brightness: Array | None, contrast: Array | None, saturation: Array | None) -> Array:
+    """Multiplies brightness, then the distance from the mean grey, then the distance from each pixel's grey.
+
+    Args:
+      planes: float32 [3, height, width].
+      brightness: factor [], None: leave.
+      contrast: factor [], None: leave.
+      saturation: factor [], None: leave.
+
+    Returns:
+      float32 [3, height, width], within 0..255 after each change.
+    """
     planes = jnp.clip(planes, 0, 255)
-    if brightness:
-        planes = jnp.clip(planes * factors[0], 0, 255)
-    if contrast:
+    if brightness is not None:
+        planes = jnp.clip(planes * brightness, 0, 255)
+    if contrast is not None:
         mean = _grey(planes).mean()
-        planes = jnp.clip(mean + factors[1] * (planes - mean), 0, 255)
-    if saturation:
+        planes = jnp.clip(mean + contrast * (planes - mean), 0, 255)
+    if saturation is not None:
         grey = _grey(planes)
-        planes = jnp.clip(grey + factors[2] * (planes - grey), 0, 255)
+        planes = jnp.clip(grey + saturation * (planes - grey), 0, 255)
     return planes
 
 

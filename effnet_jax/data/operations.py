@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array, lax
 
 from effnet_jax.data.affine import pack, unpack
-from effnet_jax.data.policies import IDENTITY, OPERATIONS, SIGNED, Scale, level_argument
+from effnet_jax.data.policies import IDENTITY, OPERATIONS, SIGNED
 
 FILL = 128  # what lies outside, and what Cutout leaves
 
@@ -77,7 +77,7 @@ def prepare(operation: str, argument: float, height: int, width: int) -> tuple[i
             matrix[2] = value
         case "TranslateY":
             matrix[5] = value
-    return _KIND_OF[operation], value, matrix
+    return KIND_OF[operation], value, matrix
 
 
 def _exact(product: Array) -> Array:
@@ -212,7 +212,7 @@ _FUNCTIONS: dict[str, Callable[[Array, Drawn], Array]] = {
     "Geometric": _geometric,
 }
 KINDS = tuple(_FUNCTIONS)
-_KIND_OF = {name: KINDS.index("Geometric" if name in SIGNED else name) for name in (IDENTITY, *OPERATIONS)}
+KIND_OF = {name: KINDS.index("Geometric" if name in SIGNED else name) for name in (IDENTITY, *OPERATIONS)}
 
 
 def _histograms(levels: Array) -> Array:
@@ -285,77 +285,4 @@ def apply_to_batch(planes: Array, drawn: Sequence[Drawn]) -> Array:
     Returns:
       uint8 [N, 3, height, width].
     """
-
     return lax.platform_dependent(planes, list(drawn), cpu=_apply_in_turn, default=_apply_at_once)
-
-
-def draw_randaugment(
-    key: Array, size: tuple[int, int], layers: int, magnitude: int, scale: Scale
-) -> list[Drawn]:
-    """Draws RandAugment's operations for one example: one of 16 for each layer, always applied.
-
-    Args:
-      key: the example's random key.
-      size: height and width of the images.
-      layers: how many operations follow each other.
-      magnitude: the level of all of them.
-      scale: what the largest level means.
-
-    Returns:
-      One `Drawn` for each layer.
-    """
-    table = _table([(name, level_argument(name, magnitude, scale)) for name in OPERATIONS], size)
-    drawn = []
-    for layer in range(layers):
-        which_key, detail_key = jax.random.split(jax.random.fold_in(key, layer))
-        which = jax.random.randint(which_key, (), 0, len(OPERATIONS))
-        drawn.append(_with_details(detail_key, table, which))
-    return drawn
-
-
-def draw_policy(key: Array, size: tuple[int, int], policy: Sequence[Sequence], scale: Scale) -> list[Drawn]:
-    """Draws AutoAugment's operations for one example: one sub-policy, each step with its own probability.
-
-    Args:
-      key: the example's random key.
-      size: height and width of the images.
-      policy: of `policies.POLICIES`.
-      scale: what the largest level means.
-
-    Returns:
-      One `Drawn` for each step of a sub-policy.
-    """
-    which_key, *step_keys = jax.random.split(key, 1 + len(policy[0]))
-    which = jax.random.randint(which_key, (), 0, len(policy))
-    drawn = []
-    for position, step_key in enumerate(step_keys):
-        steps = [sub_policy[position] for sub_policy in policy]
-        table = _table([(step.operation, level_argument(step.operation, step.level, scale)) for step in steps], size)
-        chance_key, detail_key = jax.random.split(step_key)
-        chance = jnp.asarray([step.probability for step in steps], jnp.float32)[which]
-        applied = jnp.floor(jax.random.uniform(chance_key) + chance) > 0
-        one = _with_details(detail_key, table, which)
-        drawn.append(one._replace(kind=jnp.where(applied, one.kind, _KIND_OF[IDENTITY])))
-    return drawn
-
-
-Table = tuple[np.ndarray, np.ndarray, np.ndarray]
-
-
-def _table(rows: Sequence[tuple[str, float]], size: tuple[int, int]) -> Table:
-    """What `prepare` gives for each row, with the negative and the positive argument: arrays [rows, 2, ...]."""
-    prepared = [
-        [prepare(name, sign * value if name in SIGNED else value, *size) for sign in (-1, 1)] for name, value in rows
-    ]
-    kinds, values, matrices = (
-        np.array([[pair[i] for pair in row] for row in prepared]) for i in range(3)
-    )
-    return kinds.astype(np.int32), values.astype(np.float32), matrices.astype(np.float32)
-
-
-def _with_details(key: Array, table: Table, which: Array) -> Drawn:
-    """Draws an operation's sign and centre."""
-    sign_key, centre_key = jax.random.split(key)
-    positive = jnp.floor(jax.random.uniform(sign_key) + 0.5).astype(jnp.int32)
-    kind, argument, matrix = (jnp.asarray(column)[which, positive] for column in table)
-    return Drawn(kind, argument, matrix, jax.random.uniform(centre_key, (2,)))
