@@ -158,6 +158,11 @@ def canonical(name: str, prefix: str) -> str | None:
     return re.sub(r"/batch_normalization(?=[_/])", "/tpu_batch_normalization", name[len(prefix) :])
 
 
+def is_scope(part: str) -> bool:
+    """Returns whether a part of a variable's name is where the model's own names begin."""
+    return bool(re.fullmatch(_SCOPE, part))
+
+
 def is_bookkeeping(name: str) -> bool:
     """Returns whether a TensorFlow variable belongs to training alone: a counter or an optimizer's slot."""
     return bool(_SLOT.search(name.removesuffix(EMA_ENDING)) or _COUNTER.match(name))

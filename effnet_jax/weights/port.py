@@ -9,29 +9,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from effnet_jax.errors import CheckpointError, VariantError
-from effnet_jax.model.variants import FAMILIES, VARIANTS, Family, Variant, get_family, get_variant
+from effnet_jax.errors import CheckpointError
+from effnet_jax.model.variants import VARIANTS, Variant, get_family, get_variant
 from effnet_jax.weights import names
 from effnet_jax.weights.checkpoint import Checkpoint
 from effnet_jax.weights.metadata import Metadata, check_output, imagenet_class_names
 from effnet_jax.weights.readers import open_checkpoint
+from effnet_jax.weights.recipes import choose_family, choose_resolution
 
 _LISTED = 6  # names of each kind in an error of one screen
-
-# What file names say about the family, the more telling first. Folder names count only where they are those of the
-# published bucket: `imagenet` above a file may be the name of a data set.
-_FAMILY_IN_FILE = (
-    ("noisy_student", re.compile(r"noisy[-_]?student")),
-    ("advprop", re.compile(r"advprop")),
-    ("imagenet", re.compile(r"imagenet|rand[-_]?aug|auto[-_]?aug|ckptsaug")),
-)
-_FAMILY_IN_FOLDER = {
-    "ckpts": "imagenet",
-    "ckptsaug": "imagenet",
-    "randaug": "imagenet",
-    "advprop": "advprop",
-    "noisystudent": "noisy_student",
-}
 
 
 class Plan(NamedTuple):
@@ -100,7 +86,7 @@ def port_checkpoint(
             family=recipe.name,
             normalization=recipe.normalization,
             crop=recipe.crop,
-            resolution=_resolution(Path(source), plan.variant),
+            resolution=choose_resolution(Path(source), plan.variant),
             num_classes=plan.num_classes,
             class_names=imagenet_class_names(plan.num_classes),
             ema=None if checkpoint.layout == "torch" else plan.ema > 0,
@@ -178,54 +164,6 @@ def read_variables(checkpoint: Checkpoint, plan: Plan) -> dict:
     for stored in plan.unused:
         checkpoint.verify(stored)
     return variables
-
-
-def choose_family(source: Path, variant: Variant, family: str | None) -> Family:
-    """Returns the family that is given, or that the source's name tells, or the only one that the variant has.
-
-    Raises:
-      VariantError: it cannot be told, or the family has no such variant.
-    """
-    possible = [choice for choice in FAMILIES.values() if variant.name in choice.variants]
-    if family is not None:
-        recipe = get_family(family)
-        if recipe not in possible:
-            choices = ", ".join(choice.name for choice in possible)
-            raise VariantError(f"the family {family} has no {variant.name}: choose from {choices} for it")
-        return recipe
-    if len(possible) == 1:
-        return possible[0]
-    told = _family_in_name(source)
-    for recipe in possible:
-        if recipe.name == told:
-            return recipe
-    listed = "\n".join(f"  --family {choice.name:<14} {choice.description}" for choice in possible)
-    raise VariantError(
-        f"the name of {source} does not say by which recipe these weights of {variant.name} were trained, and the "
-        f"scaling of the input depends on it: give one of\n{listed}"
-    )
-
-
-def _family_in_name(source: Path) -> str | None:
-    source = source.expanduser().absolute()
-    for place in (source, *list(source.parents)[:2]):
-        text = place.name.lower()
-        found = [family for family, pattern in _FAMILY_IN_FILE if pattern.search(text)]
-        if place == source and found:
-            return found[0]
-        # `noisy_student_efficientnet-b1/model.ckpt`: an unpacked archive's folder has its name.
-        if found and "efficientnet" in text:
-            return found[0]
-        if text in _FAMILY_IN_FOLDER:
-            return _FAMILY_IN_FOLDER[text]
-    return None
-
-
-def _resolution(source: Path, variant: Variant) -> int:
-    # Published twice: `…-l2` for 800 pixels and `…-l2_475` for 475.
-    if variant.name == "l2" and any("475" in part for part in source.absolute().parts[-3:]):
-        return 475
-    return variant.resolution
 
 
 def _name(row: names.Tensor, torch: bool) -> str:
@@ -346,5 +284,12 @@ def _check(
 
 
 def _near(name: str, others: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(others)[:200], n=1, cutoff=0.8)
-    return f" (near: {near[0]})" if near else ""
+    """Returns a clause with the most similar of the other names; a model's prefix in front does not count."""
+
+    def tail(full: str) -> str:
+        parts = full.split("/")
+        return "/".join(parts[next((i for i, part in enumerate(parts) if names.is_scope(part)), 0) :])
+
+    tails = {tail(other): other for other in list(others)[:200]}
+    near = difflib.get_close_matches(tail(name), tails, n=1, cutoff=0.8)
+    return f" (near: {tails[near[0]]})" if near else ""
