@@ -26,7 +26,7 @@ def leaves(tree, prefix=""):
 
 
 def taken(variables, variant="b0"):
-    """Returns by how much each value is above its place in the table: 0.5 raw, 0.25 averaged, anything else a mix-up."""
+    """Returns by how much each value is above its place in the table: 0.5 raw, 0.25 averaged; else a mix-up."""
     order = {row.path: number for number, row in enumerate(names.table(VARIANTS[variant]))}
     found = {}
     for path, array in leaves(variables):
