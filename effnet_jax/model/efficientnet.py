@@ -206,8 +206,8 @@ class EfficientNet(nn.Module):
             raise VariantError(f"run(first={first!r}, last={last!r}): the last unit lies before the first; swap them")
         if inputs.ndim != 4 and not (self.units[start] == "classifier" and inputs.ndim == 2):
             raise ConfigError(
-                f"{self.units[start]} takes a batch [N, height, width, channels], not an array of shape {inputs.shape}; "
-                "add a leading axis to a single image"
+                f"{self.units[start]} takes a batch [N, height, width, channels], not an array of shape "
+                f"{inputs.shape}; add a leading axis to a single image"
             )
         keys = _example_keys(key, inputs.shape[0])
         outputs = inputs
@@ -215,7 +215,9 @@ class EfficientNet(nn.Module):
             unit_keys = None
             if _includes(train, unit):
                 if keys is None:
-                    raise ConfigError(f"train= needs key= for the noise of unit {unit!r}: pass key=jax.random.key(seed)")
+                    raise ConfigError(
+                        f"train= needs key= for the noise of unit {unit!r}: pass key=jax.random.key(seed)"
+                    )
                 unit_keys = jax.vmap(functools.partial(jax.random.fold_in, data=index))(keys)
             outputs = self._run_unit(unit, outputs, _includes(update_batch_norm, unit), unit_keys)
         return outputs

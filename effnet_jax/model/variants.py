@@ -1,7 +1,7 @@
 """The variants of EfficientNet as plain data: widths, depths, resolutions and blocks. No JAX.
 
-Source: `efficientnet_builder.py` and `lite/efficientnet_lite_builder.py` in tensorflow/tpu, models/official/efficientnet;
-the scaling is section 3 of Tan and Le, "EfficientNet" (2019).
+Source: `efficientnet_builder.py` and `lite/efficientnet_lite_builder.py` in tensorflow/tpu,
+models/official/efficientnet; the scaling is section 3 of Tan and Le, "EfficientNet" (2019).
 """
 
 import dataclasses

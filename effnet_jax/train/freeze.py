@@ -45,7 +45,8 @@ class FreezePlan:
         patterns = (self.trained,) if isinstance(self.trained, str) else tuple(self.trained)
         object.__setattr__(self, "trained", patterns)
         if self.batch_norm not in BATCH_NORM_MODES:
-            raise ConfigError(f"batch_norm={self.batch_norm!r} is not a mode: {nearest(self.batch_norm, BATCH_NORM_MODES)}")
+            near = nearest(self.batch_norm, BATCH_NORM_MODES)
+            raise ConfigError(f"batch_norm={self.batch_norm!r} is not a mode: {near}")
         if not patterns:
             raise PatternError(
                 f"nothing to train: name at least one unit or stage of {self.variant}, such as 'classifier' or 'all'"
@@ -75,7 +76,7 @@ class FreezePlan:
 
     @property
     def cut(self) -> str | None:
-        """The last unit of the frozen prefix: its output never changes in this phase. None where the stem is trained."""
+        """The last unit of the frozen prefix, whose output this phase never changes; None where the stem is trained."""
         index = self.units.index(self.first_trained)
         return self.units[index - 1] if index else None
 
@@ -160,28 +161,28 @@ def _resolve(pattern: str, variant: str) -> tuple[str, ...]:
         return units
     open_ended = isinstance(pattern, str) and pattern.endswith(":")
     name = pattern.removesuffix(":") if open_ended else pattern
-    matched = tuple(unit for unit in units if unit == name or _stage(unit) == name)
+    matched = tuple(unit for unit in units if name in (unit, _stage(unit)))
     if not matched:
         raise PatternError(_pattern_message(pattern, variant))
     return units[units.index(matched[0]) :] if open_ended else matched
 
 
 def _stage(unit: str) -> str:
-    """The stage of a block, `block2` for `block2a`; other units have none."""
-    return unit[:-1] if unit.startswith("block") else ""
+    """The stage of a block, `block2` for `block2a`; another unit is its own."""
+    return unit[:-1] if unit.startswith("block") else unit
 
 
 def _pattern_message(pattern: str, variant: str) -> str:
     units = get_variant(variant).units
-    stages = sorted({_stage(unit) for unit in units if _stage(unit)})
+    stages = sorted({_stage(unit) for unit in units})
     owner = next((unit for unit in units if str(pattern).startswith((f"{unit}/", f"{unit}."))), None)
     if owner:
         return (
-            f"the pattern {pattern!r} would split the unit {owner!r} of {variant}, and a unit is frozen whole or not at "
-            f"all (a block's shortcut runs from its first layer to its last): write {owner!r}"
+            f"the pattern {pattern!r} would split the unit {owner!r} of {variant}, and a unit is frozen whole or not "
+            f"at all (a block's shortcut runs from its first layer to its last): write {owner!r}"
         )
     return (
         f"the pattern {pattern!r} matches no unit of {variant}: "
-        f"{nearest(str(pattern).removesuffix(':'), [*units, *stages, 'all'])} "
+        f"{nearest(str(pattern).removesuffix(':'), dict.fromkeys([*units, *stages, 'all']))} "
         f"(units are stem, block1a … {units[-3]}, top, classifier; 'block6' is a stage, 'block6:' means from there on)"
     )

