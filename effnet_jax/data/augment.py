@@ -68,12 +68,12 @@ def _augment(
 
     policy_at = settings.policy_at if settings.policy or settings.randaugment else ""
     if policy_at == "source":
-        images = to_pixels(_with_policy(keys_for(_POLICY), to_planes(images), settings, resolution))
+        images = to_pixels(_with_policy(keys_for(_POLICY), to_planes(images), settings))
     planes = _views(keys_for(_GEOMETRY), images, batch["aspect"], settings, resolution)
     if policy_at == "resolution":
         # As the original: clipped, then cut to whole levels.
         whole = jnp.clip(planes, 0, 255).astype(jnp.uint8)
-        planes = _with_policy(keys_for(_POLICY), whole, settings, resolution).astype(jnp.float32)
+        planes = _with_policy(keys_for(_POLICY), whole, settings).astype(jnp.float32)
     if settings.brightness or settings.contrast or settings.saturation:
         amounts = (settings.brightness, settings.contrast, settings.saturation)
         planes = jax.vmap(lambda key, view: mix.jitter_colour(key, view, *amounts))(keys_for(_COLOUR), planes)
@@ -114,10 +114,10 @@ def _views(keys: Array, images: Array, aspects: Array, settings: AugmentSettings
     return resample(images, matrices, resolution, settings.interpolation, shrink)
 
 
-def _with_policy(keys: Array, planes: Array, settings: AugmentSettings, resolution: int) -> Array:
+def _with_policy(keys: Array, planes: Array, settings: AugmentSettings) -> Array:
     """Applies AutoAugment or RandAugment: uint8 planes [N, 3, height, width] -> the same."""
     size = (planes.shape[2], planes.shape[3])
-    scale = policies.policy_scale(settings.policy, planes.shape[2], resolution)
+    scale = policies.policy_scale(settings.policy, planes.shape[2])
 
     def draw(key: Array) -> list[operations.Drawn]:
         if settings.policy:

@@ -129,17 +129,17 @@ def _parsed(table: str) -> tuple[tuple[Step, Step], ...]:
 POLICIES: dict[str, tuple[tuple[Step, Step], ...]] = {"v0": _parsed(_V0), "cifar10": _parsed(_CIFAR10)}
 
 
-def policy_scale(policy: str, side: int, resolution: int) -> Scale:
+def policy_scale(policy: str, side: int) -> Scale:
     """What levels mean for images of a size.
 
-    The original code's constants are pixels at the training resolution; on images of another size they are taken in
-    proportion. CIFAR-10's policy was found at 32 pixels with translations of up to 10, so that it is in proportion
-    here everywhere: taken as the original's pixels, its level 9 would move the whole view away.
+    The original code's constants are pixels of views of 224 and larger. On smaller images they are taken in
+    proportion: as pixels they would move most of the image away. CIFAR-10's policy was found at 32 pixels with
+    translations of up to 10 and is in proportion at every size, with thresholds of Solarize that fall with the level,
+    as in the code that it was found with.
 
     Args:
       policy: a name of `POLICIES`, or "" for RandAugment.
       side: of the images that it runs on.
-      resolution: that the model is trained at.
 
     Returns:
       The scale.
@@ -147,7 +147,7 @@ def policy_scale(policy: str, side: int, resolution: int) -> Scale:
     if policy == "cifar10":
         return Scale(translate=side * 10 / 32, cutout=side * 20 / 32, solarize_down=True)
     scale = AUTOAUGMENT_SCALE if policy else RANDAUGMENT_SCALE
-    share = side / resolution
+    share = min(1.0, side / 224)
     return Scale(translate=scale.translate * share, cutout=scale.cutout * share)
 
 

@@ -106,16 +106,15 @@ def test_policies_and_level_arguments_are_the_originals(tables):
 def test_the_cifar10_policy_is_complete_and_never_moves_the_view_away():
     assert len(POLICIES["cifar10"]) == 25
     assert {step.operation for row in POLICIES["cifar10"] for step in row} <= set(OPERATIONS)
-    scale = policy_scale("cifar10", 224, 224)
+    scale = policy_scale("cifar10", 224)
     assert level_argument("TranslateY", 9, scale) == pytest.approx(0.9 * 70)
     # The higher the level, the more of the image is inverted, as in the code that the policy was found with.
     assert level_argument("Solarize", 2, scale) == 205 and level_argument("Solarize", 8, scale) == 52
 
 
-def test_constants_in_pixels_follow_the_size_of_small_images():
-    assert policy_scale("", 32, 224).translate == pytest.approx(100 * 32 / 224)
-    assert policy_scale("v0", 224, 224) == AUTOAUGMENT_SCALE
-    assert policy_scale("", 600, 600) == RANDAUGMENT_SCALE
+def test_constants_in_pixels_are_the_originals_but_shrink_with_small_images():
+    assert policy_scale("v0", 224) == AUTOAUGMENT_SCALE and policy_scale("", 600) == RANDAUGMENT_SCALE
+    assert policy_scale("", 32).translate == pytest.approx(100 * 32 / 224)
 
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (24, 30, 3)).astype(np.uint8)
