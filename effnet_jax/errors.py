@@ -5,6 +5,7 @@ status 2 (`run_command`); any other exception is a bug of this package and keeps
 """
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Iterable
 
@@ -69,6 +70,9 @@ def run_command(main: Callable[[], int | None]) -> None:
     except EffnetError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
+        sys.exit(141)
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
         print(f"error: {error.strerror or error}{place}", file=sys.stderr)
