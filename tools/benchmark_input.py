@@ -2,22 +2,33 @@
 
     python tools/benchmark_input.py --data_dir=~/tensorflow_datasets --photographs=examples/clothing
 
-Each part is left out where its data is not given. Run it on an idle machine.
+Each part is left out where its data is not given; --device adds augmentation, and a training step to compare it with
+(a minute or two of compilation on CPU). Run it on an idle machine.
 """
 
 import argparse
+import functools
 import glob
 import os
 import time
 from collections.abc import Callable
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 from PIL import Image
 
+from effnet_jax.data.augment import make_augment
 from effnet_jax.data.loader import eval_batches, train_batches
 from effnet_jax.data.preprocess import decode_image, evaluation_image, training_square
 from effnet_jax.data.sources import open_source
 from effnet_jax.errors import DataError, run_command
+from effnet_jax.model.efficientnet import create_model
+from effnet_jax.train.freeze import FreezePlan
+from effnet_jax.train.state import create_state
+from effnet_jax.train.steps import make_train_step
 
 
 def row(what: str, figure: float, unit: str, note: str = "") -> None:
@@ -98,11 +109,77 @@ def photographs(folder: str, size: int, resolution: int, count: int = 300) -> No
         row(f"photographs: loader, {label}", speeds[1], "images/s", f"first epoch {speeds[0]:,.0f}")
 
 
+RECIPES: dict[str, dict[str, Any]] = {
+    "resize alone": {},
+    "flip, shift, zoom (two matrix products)": {"flip": True, "shift": 0.1, "zoom": 0.1},
+    "flip, random resized crop": {"flip": True, "crop": (0.3, 1.0)},
+    "flip, shift, zoom, rotation (16-tap gather)": {"flip": True, "shift": 0.1, "zoom": 0.1, "rotate": 15.0},
+    "the same, bilinear (4 taps)": {
+        "flip": True,
+        "shift": 0.1,
+        "zoom": 0.1,
+        "rotate": 15.0,
+        "interpolation": "bilinear",
+    },
+    "flip, RandAugment (2, 10)": {"flip": True, "randaugment": (2, 10)},
+    "flip, AutoAugment v0": {"flip": True, "policy": "v0"},
+    "flip, colour jitter": {"flip": True, "brightness": 0.2, "contrast": 0.2, "saturation": 0.2},
+    "flip, mixup, cutmix, erasing": {"flip": True, "mixup": 0.2, "cutmix": 1.0, "erase": 0.25},
+}
+
+
+def device(resolution: int, batch_size: int = 16) -> None:
+    """Augmentation on the device, from squares of photographs and from small images, beside a training step of B0."""
+    kind = jax.devices()[0].device_kind
+    random = np.random.default_rng(0)
+    step = training_step_seconds(resolution, batch_size) / batch_size
+    row(f"training step of B0 at {resolution}, batch {batch_size}, on {kind}", 1e3 * step, "ms/image")
+    keys = jax.random.split(jax.random.key(0), batch_size)
+    for side in (round(resolution * 8 / 7), 32):
+        aspects = random.uniform(0.7, 1.5, batch_size) if side > 96 else np.ones(batch_size)
+        batch = {
+            "image": jnp.asarray(random.integers(0, 256, (batch_size, side, side, 3)).astype(np.uint8)),
+            "aspect": jnp.asarray(aspects, jnp.float32),
+            "label": jnp.zeros(batch_size, jnp.int32),
+        }
+        row(f"host to device for {side}x{side}", batch["image"].nbytes / batch_size, "bytes/image", "uint8 as it comes")
+        for name, settings in RECIPES.items():
+            augment = jax.jit(make_augment(settings, resolution=resolution, num_classes=100))
+            seconds = best_seconds(functools.partial(augment, batch, keys)) / batch_size
+            note = f"{seconds / step:.1%} of a step; goal: {'20 %' if 'Augment' in name else '10 %'}"
+            row(f"{side} -> {resolution}: {name}", 1e3 * seconds, "ms/image", note)
+
+
+def training_step_seconds(resolution: int, batch_size: int) -> float:
+    """Seconds of a step that trains all of B0 from images that are ready."""
+    model = create_model("b0", num_classes=100)
+    plan = FreezePlan("b0", trained=("all",), batch_norm="train")
+    images = jnp.full((batch_size, resolution, resolution, 3), 100.0)
+    targets = jnp.full((batch_size, 100), 0.01)
+    optimizer = optax.sgd(0.01, momentum=0.9)
+    step = jax.jit(make_train_step(model, plan, optimizer, lambda batch, keys: (images, targets), seed=0))
+    variables = jax.jit(model.init)(jax.random.key(0), images[:1])
+    state = create_state(variables, optimizer, ema=False)
+    return best_seconds(lambda: step(state, {"index": jnp.arange(batch_size)}), rounds=3)
+
+
+def best_seconds(function: Callable[[], Any], rounds: int = 7) -> float:
+    """Seconds of the fastest of several calls, after one that compiles."""
+    jax.block_until_ready(function())
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        jax.block_until_ready(function())
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--name", default="cifar100", help="a set of small images")
     parser.add_argument("--data_dir", default="", help="where tensorflow-datasets keeps it; left out without")
     parser.add_argument("--photographs", default="", help="an image folder; left out without")
+    parser.add_argument("--device", action="store_true", help="augmentation beside a training step")
     parser.add_argument("--resolution", type=int, default=224)
     args = parser.parse_args()
     print(f"{os.cpu_count()} cores")
@@ -110,6 +187,8 @@ def main() -> int:
         small_images(args.name, args.data_dir)
     if args.photographs:
         photographs(args.photographs, round(args.resolution * 8 / 7), args.resolution)
+    if args.device:
+        device(args.resolution)
     return 0
 
 

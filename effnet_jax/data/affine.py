@@ -10,7 +10,10 @@ Where an image shrinks, the kernel is widened (two matrix products) or the sourc
 view's own scale along each axis, so that it does not alias.
 """
 
+import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -60,60 +63,12 @@ def to_pixels(planes: Array) -> Array:
     return jnp.transpose(planes, (0, 2, 3, 1))
 
 
-def view_matrix(
-    window: Array,
-    *,
-    size: tuple[int, int],
-    resolution: int,
-    flip: Array,
-    shift: Array,
-    rotation: Array,
-    shear: Array,
-    zoom: Array,
-) -> Array:
-    """Where the pixels of one view lie in its source.
-
-    The view is, in this order: the window of the source, resized to a square; magnified, sheared and rotated about
-    its centre; shifted; flipped. All arguments are those of one example; use `jax.vmap` for a batch.
-
-    Args:
-      window: left, top, width and height as fractions of the source, float32 [4].
-      size: height and width of the source in pixels.
-      resolution: side of the view in pixels.
-      flip: whether to mirror it left to right, bool [].
-      shift: to the right and down, as fractions of the view, float32 [2].
-      rotation: counter-clockwise, in radians, float32 [].
-      shear: along x and along y, in radians, float32 [2].
-      zoom: magnification, float32 [].
-
-    Returns:
-      float32 [2, 3]: (x, y) in source pixels = matrix @ (column, row, 1) of the view.
-    """
-    centre = (resolution - 1) / 2
-    cos, sin = jnp.cos(rotation), jnp.sin(rotation)
-    slant = jnp.tan(shear)
-    # From a view's offset to the square's: undo the flip, the rotation, the shear, the zoom. Written out: a matrix
-    # product of the device's default precision would round to bfloat16 on TPU. y points down.
-    mirror = jnp.where(flip, -1.0, 1.0)
-    x_row = jnp.stack([cos - slant[0] * sin, -sin - slant[0] * cos])
-    y_row = jnp.stack([sin - slant[1] * cos, cos + slant[1] * sin])
-    linear = jnp.stack([x_row, y_row]) / zoom
-    pitch = window[2:] * jnp.array([size[1] / resolution, size[0] / resolution], jnp.float32)
-    origin = window[:2] * jnp.array([size[1], size[0]], jnp.float32)
-    moved = centre + shift * resolution  # the view's centre comes to lie here before the flip
-    offset = origin + pitch * (centre - linear[:, 0] * moved[0] - linear[:, 1] * moved[1])
-    # Flipped: column j shows what column R - 1 - j would show.
-    offset = offset + pitch * linear[:, 0] * jnp.where(flip, resolution - 1.0, 0.0)
-    linear = linear * jnp.stack([mirror, jnp.ones(())])
-    return jnp.concatenate([pitch[:, None] * linear, offset[:, None]], axis=1)
-
-
 def resample_straight(images: Array, matrices: Array, resolution: int, interpolation: str, shrink: float) -> Array:
     """Resamples views without rotation and shear: two small matrix products per example.
 
     Args:
       images: uint8 [N, h, w, 3].
-      matrices: float32 [N, 2, 3] of `view_matrix`; their off-diagonal elements are taken as 0.
+      matrices: float32 [N, 2, 3] of `geometry.view_matrix`; their off-diagonal elements are taken as 0.
       resolution: side of the views.
       interpolation: `"bilinear"` or `"bicubic"`.
       shrink: bound of the source pixels per view pixel along an axis. The kernel is widened up to it.
@@ -178,7 +133,7 @@ def resample(images: Array, matrices: Array, resolution: int, interpolation: str
 
     Args:
       images: uint8 [N, h, w, 3].
-      matrices: float32 [N, 2, 3] of `view_matrix`.
+      matrices: float32 [N, 2, 3] of `geometry.view_matrix`.
       resolution: side of the views.
       interpolation: `"bilinear"` or `"bicubic"`.
       shrink: bound of the source pixels per view pixel along an axis. Where it is above 1 the source is smoothed
@@ -187,37 +142,59 @@ def resample(images: Array, matrices: Array, resolution: int, interpolation: str
     Returns:
       float32 planes [N, 3, resolution, resolution].
     """
+    prepare = functools.partial(_prepared, shrink=shrink)
     size = (images.shape[1], images.shape[2])
-
-    def prepared(image: Array, matrix: Array) -> Array:
-        planes = jnp.transpose(image, (2, 0, 1))
-        if shrink > 1:
-            planes = _smoothed(planes, jnp.sqrt(jnp.sum(matrix[:, :2] ** 2, axis=-1)), shrink)
-        return pack(planes).reshape(-1)
-
-    def gathered(packed: Array, matrix: Array) -> Array:
-        return _gathered(packed, size, matrix, resolution, interpolation)
-
-    def in_turn(images: Array, matrices: Array) -> Array:
-        # Two loops: in one, XLA would fuse the smoothing into each of the gathers and repeat it for every tap.
-        packed = lax.map(lambda pair: prepared(*pair), (images, matrices))
-        return lax.map(lambda pair: gathered(*pair), (packed, matrices))
-
-    def at_once(images: Array, matrices: Array) -> Array:
-        packed = lax.optimization_barrier(jax.vmap(prepared)(images, matrices))
-        return jax.vmap(gathered)(packed, matrices)
-
-    # One image with its taps fits into a CPU's cache, which a batch does not: half the time.
-    return lax.platform_dependent(images, matrices, cpu=in_turn, default=at_once)
+    gather = functools.partial(_gathered, size=size, resolution=resolution, interpolation=interpolation)
+    return by_platform(
+        functools.partial(_in_turn, prepare, gather), functools.partial(_at_once, prepare, gather), images, matrices
+    )
 
 
-def _gathered(packed: Array, size: tuple[int, int], matrix: Array, resolution: int, interpolation: str) -> Array:
+def by_platform(in_turn: Callable[..., Array], at_once: Callable[..., Array], *arguments: Any) -> Array:
+    """Takes the examples of a batch in turn on a CPU, all at once elsewhere; the results are the same.
+
+    One example fits into a CPU's cache, which a batch does not, and of its operations only the drawn one runs. With
+    several CPU devices, as in tests of sharding, the batch is taken at once too: a loop over an axis that is sharded
+    would communicate in every round.
+
+    Args:
+      in_turn: the function of the batch that loops.
+      at_once: the same function without a loop.
+      *arguments: of both.
+
+    Returns:
+      Their result.
+    """
+    cpu = in_turn if jax.device_count() == 1 else at_once
+    return lax.platform_dependent(*arguments, cpu=cpu, default=at_once)
+
+
+def _in_turn(prepare: Callable, gather: Callable, images: Array, matrices: Array) -> Array:
+    # Two loops: in one, XLA would fuse the smoothing into each of the gathers and repeat it for every tap.
+    packed = lax.map(lambda pair: prepare(*pair), (images, matrices))
+    return lax.map(lambda pair: gather(*pair), (packed, matrices))
+
+
+def _at_once(prepare: Callable, gather: Callable, images: Array, matrices: Array) -> Array:
+    packed = lax.optimization_barrier(jax.vmap(prepare)(images, matrices))
+    return jax.vmap(gather)(packed, matrices)
+
+
+def _prepared(image: Array, matrix: Array, *, shrink: float) -> Array:
+    """Smooths one image where a view shrinks it, and packs it: uint8 [h, w, 3] -> uint32 [h * w]."""
+    planes = jnp.transpose(image, (2, 0, 1))
+    if shrink > 1:
+        planes = _smoothed(planes, jnp.sqrt(jnp.sum(matrix[:, :2] ** 2, axis=-1)), shrink)
+    return pack(planes).reshape(-1)
+
+
+def _gathered(packed: Array, matrix: Array, *, size: tuple[int, int], resolution: int, interpolation: str) -> Array:
     """Interpolates one view.
 
     Args:
       packed: the source, uint32 [h * w].
-      size: (h, w).
       matrix: float32 [2, 3].
+      size: (h, w).
       resolution: side of the view.
       interpolation: `"bilinear"` or `"bicubic"`.
 
@@ -281,32 +258,3 @@ def pack(planes: Array) -> Array:
 def unpack(packed: Array) -> Array:
     """The reverse of `pack`: uint32 [height, width] -> int32 [3, height, width]."""
     return ((packed[None] >> jnp.array([0, 8, 16], jnp.uint32)[:, None, None]) & 255).astype(jnp.int32)
-
-
-def draw_window(key: Array, aspect: Array, area: tuple[float, float] | None) -> Array:
-    """Draws the part of one photograph that a view shows.
-
-    The photograph has been squeezed to a square; the window undoes that.
-
-    Args:
-      key: a random key.
-      aspect: width / height of the photograph before the squeeze, float32 [].
-      area: bounds of the window's share of the photograph's area: a window of aspect 3/4..4/3 at a random place, the
-        first of 10 that fits, as `sample_distorted_bounding_box` in the original. None: the largest centre square.
-
-    Returns:
-      left, top, width and height as fractions of the photograph, float32 [4].
-    """
-    side = jnp.minimum(aspect, 1.0)
-    square = jnp.stack([side / aspect, side])
-    if area is None:
-        return jnp.concatenate([(1 - square) / 2, square])
-    area_key, shape_key, place_key = jax.random.split(key, 3)
-    share = jax.random.uniform(area_key, (10,), minval=area[0], maxval=area[1])
-    ratio = jax.random.uniform(shape_key, (10,), minval=3 / 4, maxval=4 / 3)
-    sizes = jnp.sqrt(share[:, None] * jnp.stack([ratio / aspect, aspect / ratio], axis=1))  # fractions [10, 2]
-    fits = jnp.all(sizes <= 1, axis=1)
-    extent = jnp.where(fits.any(), sizes[jnp.argmax(fits)], square)
-    # Where none fits, the centre square, as in the original.
-    place = jnp.where(fits.any(), jax.random.uniform(place_key, (2,)), 0.5)
-    return jnp.concatenate([place * (1 - extent), extent])

@@ -18,15 +18,14 @@ from jax import Array
 
 from effnet_jax.data import draws, mix, operations, policies
 from effnet_jax.data.affine import (
-    draw_window,
     resample,
     resample_straight,
     resize_on_device,
     to_pixels,
     to_planes,
-    view_matrix,
 )
 from effnet_jax.data.augment_settings import AugmentSettings, read_settings
+from effnet_jax.data.geometry import draw_window, view_matrix
 
 __all__ = ["make_augment", "read_settings", "resize_on_device"]
 

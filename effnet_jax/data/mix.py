@@ -5,6 +5,7 @@ All functions but `mix` work on one example (use `jax.vmap`); `mix` takes partne
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 GREY = 128.0  # fills what cutout removes; the original's replacement colour
@@ -105,6 +106,43 @@ def _inside(shape: tuple[int, ...], start: Array, stop: Array) -> Array:
     return ((rows >= start[0]) & (rows < stop[0]) & (columns >= start[1]) & (columns < stop[1]))[None]
 
 
+_CELLS = 1024  # of the table of quantiles
+
+
+def draw_beta(key: Array, alpha: float) -> Array:
+    """Draws from Beta(alpha, alpha) by its quantiles.
+
+    `jax.random.beta` rejects in a loop, whose end all devices would have to agree on in every round.
+
+    Args:
+      key: a random key.
+      alpha: above 0.
+
+    Returns:
+      float32 [], in 0..1.
+    """
+    draw = jax.random.uniform(key)
+    place = jnp.minimum(draw, 1 - draw) * (2 * _CELLS)
+    cell = jnp.clip(jnp.floor(place).astype(jnp.int32), 0, _CELLS - 1)
+    table = jnp.asarray(_lower_quantiles(alpha), jnp.float32)
+    value = table[cell] + (table[cell + 1] - table[cell]) * (place - cell)
+    lower = value ** (1 / min(alpha, 1.0))
+    return jnp.where(draw < 0.5, lower, 1 - lower)
+
+
+def _lower_quantiles(alpha: float) -> np.ndarray:
+    """The quantiles q of Beta(alpha, alpha) at probabilities 0..1/2, as q^min(alpha, 1): float64 [_CELLS + 1].
+
+    Below alpha = 1 the density is infinite at 0; over u = x^alpha it is flat there, and so are the quantiles.
+    """
+    power = min(alpha, 1.0)
+    u = np.linspace(0.0, 0.5**power, 64 * _CELLS + 1)
+    x = u ** (1 / power)
+    density = (4 * x * (1 - x)) ** (alpha - 1) if alpha >= 1 else (1 - x) ** (alpha - 1)
+    mass = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    return np.interp(np.linspace(0.0, 1.0, _CELLS + 1), mass / mass[-1], u)
+
+
 def mix(keys: Array, planes: Array, targets: Array, mixup: float, cutmix: float) -> tuple[Array, Array]:
     """Mixes each example with its partner: the batch in reverse order, as in the original.
 
@@ -136,13 +174,13 @@ def mix(keys: Array, planes: Array, targets: Array, mixup: float, cutmix: float)
     weights = jnp.zeros((len(planes), 1, 1, 1))
     shares = jnp.zeros(len(planes))
     if mixup:
-        own = jax.vmap(lambda key: jax.random.beta(key, mixup, mixup))(mixup_key)
+        own = jax.vmap(lambda key: draw_beta(key, mixup))(mixup_key)
         shares = 1 - jnp.maximum(own, 1 - own)
         weights = shares[:, None, None, None]
     if cutmix:
 
         def box(key: Array, place: Array) -> Array:
-            side = jnp.sqrt(1 - jax.random.beta(key, cutmix, cutmix)) * jnp.array([height, width])
+            side = jnp.sqrt(1 - draw_beta(key, cutmix)) * jnp.array([height, width])
             centre = jax.random.uniform(place, (2,)) * jnp.array([height, width])
             return _inside(planes.shape, jnp.round(centre - side / 2), jnp.round(centre + side / 2))
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from effnet_jax.data.affine import pack, unpack
+from effnet_jax.data.affine import by_platform, pack, unpack
 from effnet_jax.data.policies import IDENTITY, OPERATIONS, SIGNED
 
 FILL = 128  # what lies outside, and what Cutout leaves
@@ -285,4 +285,4 @@ def apply_to_batch(planes: Array, drawn: Sequence[Drawn]) -> Array:
     Returns:
       uint8 [N, 3, height, width].
     """
-    return lax.platform_dependent(planes, list(drawn), cpu=_apply_in_turn, default=_apply_at_once)
+    return by_platform(_apply_in_turn, _apply_at_once, planes, list(drawn))

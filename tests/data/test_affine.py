@@ -1,5 +1,7 @@
 """The affine resampling against TensorFlow's rule, SciPy and Pillow."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,8 @@ from PIL import Image
 from scipy import ndimage
 
 from effnet_jax.data import affine
-from effnet_jax.data.affine import draw_window, resample, resample_straight, resize_on_device, view_matrix
+from effnet_jax.data.affine import resample, resample_straight, resize_on_device
+from effnet_jax.data.geometry import draw_window, view_matrix
 from effnet_jax.data.resize import resize_bicubic
 
 WHOLE = jnp.array([0.0, 0.0, 1.0, 1.0])
@@ -139,6 +142,18 @@ def test_shrinking_equals_pillows_antialiased_resize():
     shifted = np.pad(image, ((1, 0), (1, 0), (0, 0)), mode="edge")[:96, :96]
     expected = np.asarray(Image.fromarray(shifted).resize((32, 32), Image.Resampling.BILINEAR), np.float32)
     assert np.abs(view - expected)[1:-1, 1:-1].max() < 1.0
+
+
+def test_taking_images_in_turn_equals_taking_them_at_once():
+    images = jnp.stack([jnp.asarray(smooth_image(40, 40, seed)) for seed in range(3)])
+    matrices = jnp.stack([matrix((40, 40), 24, rotation=angle, zoom=0.9) for angle in (-30, 5, 70)])
+    prepare = functools.partial(affine._prepared, shrink=2.0)
+    gather = functools.partial(affine._gathered, size=(40, 40), resolution=24, interpolation="bicubic")
+    one, other = (
+        jax.jit(functools.partial(function, prepare, gather))(images, matrices)
+        for function in (affine._in_turn, affine._at_once)
+    )
+    assert np.abs(np.asarray(one) - np.asarray(other)).max() < 1e-2
 
 
 def test_the_window_undoes_the_squeeze_of_a_photograph():

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
+from scipy import stats
 
 from effnet_jax.data import mix
 
@@ -33,6 +34,17 @@ def test_colour_jitter_draws_factors_within_its_bounds():
     keys = jax.random.split(jax.random.key(1), 500)
     levels = jax.jit(jax.vmap(lambda key: mix.jitter_colour(key, flat, 0.3, 0.0, 0.0)[0, 0, 0]))(keys)
     assert 70 <= levels.min() < 75 and 125 < levels.max() <= 130
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.4, 1.0, 3.0, 60.0])
+def test_weights_have_the_beta_distribution(alpha):
+    draws = jax.jit(jax.vmap(lambda key: mix.draw_beta(key, alpha)))(jax.random.split(jax.random.key(6), 4000))
+    lower = np.asarray(draws, np.float64)[draws < 0.5]  # near 1, float32 has too few numbers for a small alpha
+    assert len(lower) / len(draws) == pytest.approx(0.5, abs=0.03)
+    assert stats.kstest(lower, lambda x: 2 * stats.beta(alpha, alpha).cdf(x)).pvalue > 0.01
+    quantiles = mix._lower_quantiles(alpha) ** (1 / min(alpha, 1.0))
+    expected = stats.beta(alpha, alpha).ppf(np.linspace(0, 0.5, len(quantiles)))
+    assert np.abs(quantiles - expected)[1:].max() < 1e-4
 
 
 def test_mixup_keeps_the_larger_share_and_mixes_targets_alike():
