@@ -22,8 +22,8 @@ DTYPES = ("float32", "bfloat16")
 Units = bool | Collection[str]  # True: all units; False: none; else their names
 
 
-def _activate(inputs: Array, lite: bool) -> Array:
-    return jnp.clip(inputs, 0, 6) if lite else nn.swish(inputs)
+def _activation(lite: bool) -> layers.Function:
+    return nn.relu6 if lite else nn.swish
 
 
 class Stem(nn.Module):
@@ -40,8 +40,7 @@ class Stem(nn.Module):
         pixels = (images.astype(jnp.float32) - jnp.array(mean)) / jnp.array(scale)
         # [N, H, W, 3] → [N, H/2, W/2, stem]
         outputs = layers.Conv(self.variant.stem_filters, 3, stride=2, dtype=self.dtype, name="conv")(pixels)
-        outputs = self.batch_norm(name="bn")(outputs, update_batch_norm)
-        return _activate(outputs, self.variant.lite)
+        return self.batch_norm(name="bn")(outputs, update_batch_norm, _activation(self.variant.lite))
 
 
 class MBConv(nn.Module):
@@ -55,17 +54,15 @@ class MBConv(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Array, update_batch_norm: bool = False, keys: Array | None = None) -> Array:
-        block = self.block
+        block, activation = self.block, _activation(self.lite)
         conv = functools.partial(layers.Conv, dtype=self.dtype)
         outputs = inputs
         if block.expand_ratio != 1:  # [N, h, w, in] → [N, h, w, expanded]
             outputs = conv(block.expanded_filters, name="expand_conv")(outputs)
-            outputs = self.batch_norm(name="expand_bn")(outputs, update_batch_norm)
-            outputs = _activate(outputs, self.lite)
+            outputs = self.batch_norm(name="expand_bn")(outputs, update_batch_norm, activation)
         # [N, h, w, expanded] → [N, h/stride, w/stride, expanded]
         depthwise = conv(block.expanded_filters, block.kernel_size, block.stride, depthwise=True, name="depthwise_conv")
-        outputs = self.batch_norm(name="depthwise_bn")(depthwise(outputs), update_batch_norm)
-        outputs = _activate(outputs, self.lite)
+        outputs = self.batch_norm(name="depthwise_bn")(depthwise(outputs), update_batch_norm, activation)
         if block.se_filters:
             squeezed = jnp.mean(outputs, axis=(1, 2), dtype=jnp.float32)  # [N, expanded]
             reduced = layers.SqueezeExcite(block.se_filters, self.dtype, name="se_reduce")(squeezed)
@@ -90,8 +87,7 @@ class Top(nn.Module):
     @nn.compact
     def __call__(self, inputs: Array, update_batch_norm: bool = False) -> Array:
         outputs = layers.Conv(self.variant.top_filters, dtype=self.dtype, name="conv")(inputs)
-        outputs = self.batch_norm(name="bn")(outputs, update_batch_norm)
-        return _activate(outputs, self.variant.lite)
+        return self.batch_norm(name="bn")(outputs, update_batch_norm, _activation(self.variant.lite))
 
 
 class EfficientNet(nn.Module):

@@ -278,7 +278,8 @@ class BatchNorm(nn.Module):
     axis_groups: tuple[tuple[int, ...], ...] | None = None
 
     @nn.compact
-    def __call__(self, inputs: Array, update: bool = False) -> Array:  # [..., C] → [..., C]
+    def __call__(self, inputs: Array, update: bool = False, activation: Function | None = None) -> Array:
+        """Normalises [..., C] and applies the activation."""
         shape = (inputs.shape[-1],)
         scale = self.param("scale", nn.initializers.ones, shape)
         bias = self.param("bias", nn.initializers.zeros, shape)
@@ -294,7 +295,14 @@ class BatchNorm(nn.Module):
         else:
             mean, var = stored_mean.value, stored_var.value
         factor = scale * lax.rsqrt(var + BATCH_NORM_EPSILON)
-        return ((inputs - mean) * factor + bias).astype(self.dtype)
+
+        def normalise(inputs: Array, mean: Array, factor: Array, bias: Array) -> Array:
+            outputs = (inputs - mean) * factor + bias
+            return (activation(outputs) if activation else outputs).astype(self.dtype)
+
+        # The backward pass computes it again from the convolution's output, which is kept anyway: reading and writing
+        # what lies between would take longer.
+        return jax.checkpoint(normalise)(inputs, mean, factor, bias)
 
     def _batch_statistics(self, inputs: Array) -> tuple[Array, Array]:
         axes = tuple(range(inputs.ndim - 1))
