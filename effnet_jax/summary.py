@@ -79,8 +79,8 @@ def print_summary(rows: Sequence[Unit], title: str) -> None:
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", show_footer=True)
-    totals = [sum(row[column] for row in rows) for column in (2, 3, 4)]
-    footers = ("total", "", f"{totals[0]:,}", f"{totals[1]:,}", _millions(totals[2]))
+    parameters, statistics = sum(row.parameters for row in rows), sum(row.statistics for row in rows)
+    footers = ("total", "", f"{parameters:,}", f"{statistics:,}", _millions(sum(row.macs for row in rows)))
     for heading, footer in zip(("unit", "output", "parameters", "statistics", "MACs"), footers, strict=True):
         table.add_column(heading, footer, justify="left" if heading in ("unit", "output") else "right", no_wrap=True)
     for row in rows:
