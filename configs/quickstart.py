@@ -25,12 +25,12 @@ def get_config(mode: str = "") -> ConfigDict:
     config.augment.flip = True
     config.augment.label_smoothing = 0.1
     config.phases = (
-        phase(name="head", train=("classifier",), epochs=8, learning_rate=0.02, weight_decay=1e-4),
+        phase(name="head", train=("classifier",), epochs=8, learning_rate=0.01, weight_decay=1e-4),
         phase(
             name="blocks",
             train=("block6:",),
             epochs=6,
-            learning_rate=0.003,
+            learning_rate=0.002,
             warmup=1.0,
             weight_decay=1e-4,
             augment={"shift": 0.05, "zoom": 0.1},

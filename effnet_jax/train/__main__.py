@@ -2,13 +2,14 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from effnet_jax.errors import ConfigError, nearest, run_command
-from effnet_jax.train.config import PHASE_DEFAULTS, default_config, flat, plain
+from effnet_jax.train.config import default_config, flat, plain
 
 USAGE = """usage: python -m effnet_jax.train --config=FILE[:ARGUMENT] --workdir=DIR [--config.KEY=VALUE …]
 
@@ -56,15 +57,25 @@ def parse_command(argv: Sequence[str]) -> tuple[ConfigDict, str]:
         recipes = [os.path.join(folder, name) for name in os.listdir(folder)] if os.path.isdir(folder) else []
         help_ = nearest(path, [name for name in recipes if name.endswith(".py")]) if recipes else "no such folder"
         raise ConfigError(f"--config={path}: there is no such file: {help_}")
+    overrides = [argument.split("=", 1)[0] for argument in argv[1:] if argument.startswith("--config.")]
     try:
-        rest = values(list(argv))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of how ml_collections loads a module
+            rest = values(list(argv))
         config = values["config"].value
     except (AttributeError, KeyError, IndexError) as error:
-        raise ConfigError(_override_message(argv, path, error)) from error
+        if not overrides:  # a bug of the recipe, whose author needs the traceback
+            raise
+        config, _ = parse_command([argument for argument in argv if not argument.startswith("--config.")])
+        known = [key for key, _ in flat(plain(config))]
+        unknown = [key for key in overrides if key.removeprefix("--config.") not in known] or overrides
+        choices = [*known, *(key for key, _ in flat(plain(default_config())))]
+        key = unknown[0].removeprefix("--config.")
+        raise ConfigError(f"{unknown[0]}: the config has no such key: {nearest(key, choices)}") from error
     except flags.Error as error:
         raise ConfigError(str(error)) from error
     except OSError as error:  # how config_flags reports an exception in a recipe
-        raise ConfigError(f"the recipe {path} does not run: {error.__cause__ or error}") from error
+        raise ConfigError(f"the recipe {path} does not run: {_last_line(error)}") from error
     if len(rest) > 1:
         raise ConfigError(f"{rest[1]!r} is not a flag: write --config.key=value to change a key of the config")
     if not values["workdir"].value:
@@ -72,16 +83,9 @@ def parse_command(argv: Sequence[str]) -> tuple[ConfigDict, str]:
     return config, values["workdir"].value
 
 
-def _override_message(argv: Sequence[str], path: str, error: Exception) -> str:
-    # config_flags names only the last part of an unknown key; the whole is on the command line.
-    name = str(error).strip("\"'")
-    known = [key for key, _ in flat(plain(default_config()))]
-    known += [f"phases[0].{key}" for key, _ in flat(PHASE_DEFAULTS)]
-    for argument in argv:
-        key = argument.split("=", 1)[0]
-        if key.startswith("--config.") and (key.endswith(name) or "[" in key):
-            return f"{key}: the config has no such key: {nearest(key.removeprefix('--config.'), known)}"
-    return f"the recipe {path} uses {name!r}, which the config does not have"
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
 
 
 if __name__ == "__main__":

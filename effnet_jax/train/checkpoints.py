@@ -63,6 +63,7 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        state = jax.tree.map(_to_host, state)
         record = {"progress": dataclasses.asdict(progress), "checksums": leaf_checksums(state)}
         self._manager.save(
             step,
@@ -129,6 +130,12 @@ def leaf_checksums(tree: Any) -> dict[str, int]:
         jax.tree_util.keystr(path): zlib.crc32(np.ascontiguousarray(np.asarray(leaf)).tobytes())
         for path, leaf in leaves
     }
+
+
+def _to_host(leaf: jax.Array) -> jax.Array | np.ndarray:
+    # A copy of what every device holds: the training goes on and gives the buffer away. Orbax would cut a replicated
+    # array into a slice for each device, and compile each cut.
+    return np.array(leaf) if leaf.is_fully_replicated else leaf
 
 
 def _accuracy(metrics: Any) -> float:

@@ -3,6 +3,7 @@
 This page holds the order of things; what it calls are rooms of their own.
 """
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -30,6 +31,7 @@ from effnet_jax.train.setup import (
     Phase,
     check_weights,
     initial_variables,
+    keeps_classifier,
     make_model,
     make_phases,
     open_sources,
@@ -37,7 +39,7 @@ from effnet_jax.train.setup import (
 )
 from effnet_jax.train.state import TrainState, Variables, create_state, enter_phase
 from effnet_jax.train.steps import make_eval_step, make_train_step
-from effnet_jax.train.workdir import SUMMARY, check_workdir, claim_workdir, provenance
+from effnet_jax.train.workdir import CHECKPOINTS, SUMMARY, check_workdir, claim_workdir, has_checkpoints, provenance
 
 Results = dict[str, dict[str, float]]  # split → figures
 
@@ -95,30 +97,47 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
     partition = make_partition(config.partition.mode)
     model = make_model(config, metadata, len(class_names))
     resolution = run_resolution(config)
+    kept = keeps_classifier(config, metadata, class_names)
+    variables = None
+    if not has_checkpoints(workdir):
+        variables = initial_variables(config, model, len(class_names), keep_classifier=kept)
 
-    # ---- the state: of the last checkpoint, else fresh
+    # ---- from here on the run dir is written to
     claim_workdir(workdir, config)
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
+    with contextlib.ExitStack() as stack:
+        stopped = stack.enter_context(stop_signals())
+        checkpoints = Checkpoints(workdir / CHECKPOINTS, keep=config.checkpoint.keep)
+        stack.callback(checkpoints.close)
 
-    def shape_at(progress: Progress) -> TrainState:
-        def create() -> TrainState:
-            variables = model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
-            return create_state(variables, phases[progress.phase].optimizer, ema=bool(config.ema))
+        # ---- the state: of the last checkpoint, else fresh
+        def shape_at(progress: Progress) -> TrainState:
+            def create() -> TrainState:
+                variables = model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+                return create_state(variables, phases[progress.phase].optimizer, ema=bool(config.ema))
 
-        return partition.abstract_state(jax.eval_shape(create))
+            return partition.abstract_state(jax.eval_shape(create))
 
-    restored = checkpoints.restore(shape_at, print)
-    if restored:
-        state, progress = restored
-        origin = f"resumed after step {int(state.step)}"
-    else:
-        variables, fresh = initial_variables(config, model, metadata, class_names)
-        state = partition.place_state(create_state(variables, phases[0].optimizer, ema=bool(config.ema)))
-        progress = Progress()
-        origin = f"{config.weights or 'from scratch'}{', classifier fresh' if config.weights and fresh else ''}"
-    first_step = int(state.step)
+        restored = checkpoints.restore(shape_at, print)
+        if variables is None:
+            assert restored is not None
+            state, progress = restored
+            origin = f"resumed after step {int(state.step)}"
+        else:
+            state = partition.place_state(create_state(variables, phases[0].optimizer, ema=bool(config.ema)))
+            progress = Progress()
+            origin = f"{config.weights}{'' if kept else ', classifier fresh'}" if metadata else "from scratch"
+        first_step = int(state.step)
 
-    with stop_signals() as stopped:
+        report = Report(
+            workdir,
+            step=first_step,
+            active=jax.process_index() == 0,
+            title=f"EfficientNet {config.variant} on {Path(config.data.name).name}",
+        )
+        stack.callback(report.close)
+        report.start_run(config, sources, resolution, origin)
+        report.advise(warnings)
+        eval_step = make_eval_step(model, resolution=resolution, axis_name=partition.axis_name)
         run = Run(
             config=config,
             sources=sources,
@@ -126,20 +145,11 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
             resolution=resolution,
             crop=config.data.crop or (metadata.crop if metadata else "frac"),
             partition=partition,
-            eval_step=partition.compile_eval_step(
-                make_eval_step(model, resolution=resolution, axis_name=partition.axis_name)
-            ),
+            eval_step=partition.compile_eval_step(eval_step),
             checkpoints=checkpoints,
-            report=Report(
-                workdir,
-                step=first_step,
-                active=jax.process_index() == 0,
-                title=f"EfficientNet {config.variant} on {Path(config.data.name).name}",
-            ),
+            report=report,
             stopped=stopped,
         )
-        run.report.start_run(config, sources, resolution, origin)
-        run.report.advise(warnings)
 
         # ---- the phases
         for number in range(progress.phase, len(phases)):
@@ -150,30 +160,28 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
             state = train_phase(run, phase, state, progress)
             progress.results.append(finish_phase(run, phase, state, progress))
 
-    # ---- what stays: weights, curves, figures
-    checkpoints.close()
-    direct = config.data.evaluation == "resize" or sources["train"].fixed_shape is not None
-    described = export.trained_metadata(
-        workdir, config, metadata, class_names, resolution=resolution, crop=run.crop, direct=direct
-    )
-    weights = export.write_run_weights(workdir, state, described)
-    run.report.draw(now=True)
-    summary = {
-        **{split: figures for split, figures in progress.results[-1].items() if split != "name"},
-        "phases": progress.results,
-        "steps": int(state.step),
-        "class_names": class_names,
-        "images": {split: len(source) for split, source in sources.items()},
-        "skipped_images": {split: list(source.bad) for split, source in sources.items() if source.bad},
-        "seconds": round(time.monotonic() - began, 1),
-        "resumed_after_step": first_step or None,
-        "weights_source": dict(metadata.source) if metadata else None,
-        "provenance": provenance(),
-    }
-    if run.report.active:
-        write_json(workdir / SUMMARY, summary)
-    run.report.close()
-    export.say_goodbye(run.report, summary, workdir, weights[0], sources)
+        # ---- what stays: weights, curves, figures
+        direct = config.data.evaluation == "resize" or sources["train"].fixed_shape is not None
+        described = export.trained_metadata(
+            workdir, config, metadata, class_names, resolution=resolution, crop=run.crop, direct=direct
+        )
+        weights = export.write_run_weights(workdir, state, described)
+        report.draw(now=True)
+        summary = {
+            **{split: figures for split, figures in progress.results[-1].items() if split != "name"},
+            "phases": progress.results,
+            "steps": int(state.step),
+            "class_names": class_names,
+            "images": {split: len(source) for split, source in sources.items()},
+            "skipped_images": {split: list(source.bad) for split, source in sources.items() if source.bad},
+            "seconds": round(time.monotonic() - began, 1),
+            "resumed_after_step": first_step or None,
+            "weights_source": dict(metadata.source) if metadata else None,
+            "provenance": provenance(),
+        }
+        if report.active:
+            write_json(workdir / SUMMARY, summary)
+        export.say_goodbye(report, summary, workdir, weights[0], sources)
     return summary
 
 
@@ -230,7 +238,6 @@ def train_phase(run: Run, phase: Phase, state: TrainState, progress: Progress) -
                 meter.go_on(pause)
             if reason and step < phase.end:
                 run.checkpoints.save(state, progress)
-                run.checkpoints.close()
                 report.say(f"stopped by {reason} after step {step}; the same command goes on from there")
                 raise KeyboardInterrupt
     finally:

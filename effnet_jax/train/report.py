@@ -173,7 +173,8 @@ def _keep_rows(path: Path, step: int) -> None:
             row = json.loads(line)
         except ValueError:
             continue
-        if row["step"] <= step:
+        # A resume at the end of a phase evaluates the test split again.
+        if row["step"] < step or (row["step"] == step and not row["split"].startswith("test")):
             kept.append(line)
     partial = Path(f"{path}.partial")
     partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")

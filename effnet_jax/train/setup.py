@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -80,37 +81,47 @@ def make_model(config: Mapping[str, Any], metadata: Metadata | None, num_classes
     )
 
 
-def initial_variables(
-    config: Mapping[str, Any], model: EfficientNet, metadata: Metadata | None, class_names: tuple[str, ...]
-) -> tuple[Variables, bool]:
-    """Returns what a run starts from: the weights, with a fresh classifier where theirs is of other classes.
+def keeps_classifier(config: Mapping[str, Any], metadata: Metadata | None, class_names: tuple[str, ...]) -> bool:
+    """Returns whether a run starts with the classifier of its weights: where that is of the same classes.
 
-    Returns:
-      The variables, and whether the classifier is fresh.
+    Raises:
+      ConfigError: the classifier starts fresh, and no phase trains it.
+    """
+    if metadata and metadata.num_classes == len(class_names) and metadata.class_names in ((), class_names):
+        return True
+    if metadata and not any("classifier" in make_plan(config, phase).trained_units for phase in config["phases"]):
+        raise ConfigError(
+            f"the weights have {metadata.num_classes or 'no'} classes, the data {len(class_names)} or others, so "
+            "the classifier starts fresh, but no phase trains it: add 'classifier' to a phase's train"
+        )
+    return False
+
+
+def initial_variables(
+    config: Mapping[str, Any], model: EfficientNet, num_classes: int, *, keep_classifier: bool
+) -> Variables:
+    """Returns what a run starts from: its weights, or fresh values from its seed.
 
     Raises:
       WeightsError: damaged weights.
-      ConfigError: the classifier is fresh and no phase trains it.
     """
-    key = jax.random.fold_in(jax.random.key(config["seed"]), PURPOSE_INIT)
-    if metadata is None:
-        return jax.jit(model.init)(key, jnp.zeros((1, 64, 64, 3))), True
-    kept = metadata.num_classes == len(class_names) and tuple(metadata.class_names) in ((), tuple(class_names))
-    if not kept and not any("classifier" in make_plan(config, phase).trained_units for phase in config["phases"]):
-        raise ConfigError(
-            f"the weights have {metadata.num_classes or 'no'} classes and the data has {len(class_names)}, or others, so "
-            "the classifier starts fresh, but no phase trains it: add 'classifier' to a phase's train"
-        )
+    if not config["weights"]:
+        key = jax.random.fold_in(jax.random.key(config["seed"]), PURPOSE_INIT)
+        return jax.jit(model.init)(key, jnp.zeros((1, 64, 64, 3)))
     variables, _ = read_weights(config["weights"])
-    params = dict(variables["params"])
-    if not kept:
-        features = jnp.zeros((1, 1, 1, model.variant.top_filters))
-        params["classifier"] = _fresh_classifier(model, key, features)
-    return {"params": params, "batch_stats": variables["batch_stats"]}, not kept
+    if keep_classifier:
+        return variables
+    classifier = _fresh_classifier(model.variant.top_filters, num_classes)
+    return {**variables, "params": {**variables["params"], "classifier": classifier}}
 
 
-def _fresh_classifier(model: EfficientNet, key: jax.Array, features: jax.Array) -> Any:
-    return model.init(key, features, first="classifier", method="run")["params"]["classifier"]
+def _fresh_classifier(features: int, classes: int) -> dict[str, np.ndarray]:
+    """A classifier that says nothing yet: every class is as likely, the loss starts at log(classes).
+
+    The original's initial kernel is made for training from scratch: over pretrained features, which are large, it
+    starts at several times that loss, and a short head phase ends before it has unlearnt its noise.
+    """
+    return {"kernel": np.zeros((features, classes), np.float32), "bias": np.zeros(classes, np.float32)}
 
 
 @dataclasses.dataclass(frozen=True)

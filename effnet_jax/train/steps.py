@@ -109,7 +109,7 @@ def make_train_step(
             new = new.replace(ema=update_ema(state.ema, new, plan, ema_decay))
         hits = jnp.argmax(logits, -1) == jnp.argmax(targets, -1)
         metrics = mean({"loss": loss, "accuracy": jnp.mean(hits, dtype=jnp.float32)})
-        return new, {**metrics, "gradient_norm": optax.global_norm(gradients)}
+        return new, {**metrics, "gradient_norm": optax.tree.norm(gradients)}
 
     return train_step
 

@@ -14,7 +14,7 @@ from effnet_jax.errors import RunError
 from effnet_jax.train.config import difference, to_json
 from effnet_jax.train.report import write_json
 
-CONFIG, SUMMARY = "config.json", "summary.json"
+CONFIG, SUMMARY, CHECKPOINTS = "config.json", "summary.json", "checkpoints"
 _PACKAGES = ("effnet_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -47,6 +47,12 @@ def check_workdir(workdir: str | Path, config: Any) -> dict[str, Any] | None:
             f"{workdir} holds a run of another config:\n  {shown}\ngive another --workdir, or the old config to resume"
         )
     return _read_json(workdir / SUMMARY) if (workdir / SUMMARY).exists() else None
+
+
+def has_checkpoints(workdir: str | Path) -> bool:
+    """Whether an earlier attempt saved something to go on from."""
+    folder = Path(workdir) / CHECKPOINTS
+    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
 
 
 def claim_workdir(workdir: str | Path, config: Any) -> None:

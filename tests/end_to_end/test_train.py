@@ -1,0 +1,242 @@
+"""Whole runs on a tiny image folder: what they leave, how they resume, and what stops them."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from effnet_jax.errors import EffnetError, RunError
+from effnet_jax.train.config import default_config, phase
+from effnet_jax.train.loop import train
+from effnet_jax.train.report import Report
+from effnet_jax.weights.metadata import Metadata
+from effnet_jax.weights.store import read_metadata, read_weights, write_weights
+from tests import synthetic
+
+PER_CLASS = {"train": 20, "validation": 5, "test": 7}
+TIMES = ("images_per_second",)
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    """A weights dir of Lite0 with random values and 1000 classes."""
+    path = tmp_path_factory.mktemp("weights") / "lite0"
+    write_weights(path, synthetic.variables("lite0"), Metadata("lite0", "lite", "lite", "pad32", 224, 1000))
+    return path
+
+
+@pytest.fixture
+def config(weights, image_folder):
+    """Two phases, 5 steps of 8 images an epoch, on two classes that their colours tell apart."""
+    result = default_config()
+    result.variant = "lite0"
+    result.weights = str(weights)
+    result.resolution = 32
+    result.batch_size = 8
+    result.log_every = 1
+    result.ema = 0.9
+    result.data.name = str(image_folder(per_class=PER_CLASS, size=(120, 110)))
+    result.augment.flip = True
+    result.phases = (
+        phase(name="head", epochs=2, learning_rate=0.01, weight_decay=1e-4),
+        phase(name="blocks", train=("block7:",), epochs=2, learning_rate=0.003, clip_norm=1.0),
+    )
+    return result
+
+
+def rows(workdir, *, times=False):
+    lines = [json.loads(line) for line in (Path(workdir) / "metrics.jsonl").read_text().splitlines()]
+    return lines if times else [{key: row[key] for key in row if key not in TIMES} for row in lines]
+
+
+def same_weights(first, second):
+    trees = [read_weights(path)[1].checksums for path in (first, second)]
+    return trees[0] == trees[1]
+
+
+def test_a_run_leaves_figures_curves_and_weights(config, tmp_path, weights, capsys, monkeypatch):
+    workdir = tmp_path / "run"
+    summary = train(config, workdir)
+
+    assert [result["name"] for result in summary["phases"]] == ["head", "blocks"]
+    for result in summary["phases"]:
+        assert result["validation"]["count"] == 10 and result["test"]["count"] == 14
+        assert {"train", "validation", "validation_ema", "test", "test_ema"} <= set(result)
+    assert summary == json.loads((workdir / "summary.json").read_text()) | {"class_names": ("cat", "dog")}
+    assert summary["test"] == summary["phases"][1]["test"]
+    assert summary["test"]["accuracy"] >= 0.9
+    assert summary["steps"] == 20
+    assert summary["provenance"]["versions"]["jax"]
+
+    table = rows(workdir, times=True)
+    assert [row["step"] for row in table if row["split"] == "step"] == list(range(1, 21))
+    assert [row["epoch"] for row in table if row["split"] == "train"] == [1.0, 2.0, 3.0, 4.0]
+    assert [row["step"] for row in table if row["split"] == "test"] == [10, 20]
+    first = next(row for row in table if row["split"] == "step")
+    assert first["loss"] == pytest.approx(np.log(2), abs=1e-5)  # a fresh classifier says nothing yet
+    assert first["learning_rate"] == pytest.approx(0.01) and first["gradient_norm"] > 0
+
+    picture = (workdir / "curves.png").read_bytes()
+    assert picture.startswith(b"\x89PNG") and len(picture) > 10_000
+    assert list(workdir.glob("events.out.tfevents.*"))
+    assert not [path.name for path in workdir.rglob("*partial*")]
+
+    for name, ema in (("weights", False), ("weights_ema", True)):
+        _, metadata = read_weights(workdir / name)
+        assert metadata.class_names == ("cat", "dog") and metadata.ema is ema and metadata.resolution == 32
+        assert metadata.source["run"] == "run"
+        assert metadata.source["parent"]["weights"] == str(weights)
+        for path, checksum in read_metadata(weights).checksums.items():
+            collection, unit, layer = path.split("/")[:3]
+            trained = unit in ("block7a", "top", "classifier") and not layer.endswith("bn")
+            assert (metadata.checksums[path] == checksum) != (collection == "params" and trained), path
+
+    shown = capsys.readouterr().out
+    assert "phase blocks" in shown and "after head: test accuracy" in shown
+    command = shlex.split(shown.splitlines()[-1])
+    assert command[1:3] == ["-m", "effnet_jax.predict"]
+    monkeypatch.setenv("XLA_FLAGS", "")
+    done = subprocess.run([sys.executable, *command[1:]], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "cat" in done.stdout and "dog" in done.stdout
+
+    # The same command again changes nothing; another config is refused.
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+    assert train(config, workdir)["steps"] == 20
+    assert "is finished: test accuracy" in capsys.readouterr().out
+    config.seed = 1
+    with pytest.raises(RunError, match=r"another config:\n  seed: 0 before, 1 now\n.*another --workdir"):
+        train(config, workdir)
+    assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+
+
+@pytest.fixture
+def interrupted_at(monkeypatch):
+    """A function that makes something happen when a run records its step n; None: nothing any more."""
+    record = Report.record
+
+    def plan(step, act):
+        def patched(self, **row):
+            record(self, **row)
+            if row["split"] == "step" and row["step"] == step:
+                act()
+
+        monkeypatch.setattr(Report, "record", record if step is None else patched)
+
+    return plan
+
+
+def test_a_stopped_run_goes_on_as_if_it_never_stopped(config, tmp_path, interrupted_at, capsys):
+    train(config, tmp_path / "whole")
+
+    stopped = tmp_path / "stopped"
+    interrupted_at(3, lambda: os.kill(os.getpid(), signal.SIGTERM))  # in the middle of an epoch: saves at once
+    with pytest.raises(KeyboardInterrupt):
+        train(config, stopped)
+    assert "stopped by SIGTERM after step" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+    def die():
+        raise MemoryError
+
+    interrupted_at(13, die)  # as a kill would, in the second phase: the checkpoint is that of the epoch's end before
+    with pytest.raises(MemoryError):
+        train(config, stopped)
+    interrupted_at(None, None)
+    summary = train(config, stopped)
+    shown = capsys.readouterr().out
+
+    assert "resumed after step 10" in shown
+    assert summary["resumed_after_step"] == 10
+    assert rows(stopped) == rows(tmp_path / "whole")
+    for name in ("weights", "weights_ema"):
+        assert same_weights(stopped / name, tmp_path / "whole" / name)
+
+
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(config, tmp_path, interrupted_at, capsys):
+    workdir = tmp_path / "run"
+
+    def die():
+        raise MemoryError
+
+    interrupted_at(13, die)
+    with pytest.raises(MemoryError):
+        train(config, workdir)
+    interrupted_at(None, None)
+    newest = max((workdir / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    largest = max(
+        (path for path in (newest / "state").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
+    )
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+    capsys.readouterr()
+    train(config, workdir)
+    shown = capsys.readouterr().out
+    assert "checkpoint 10 is damaged and is passed over" in shown
+    assert "resumed after step 5" in shown
+
+
+def test_a_loss_that_is_no_number_stops_the_run(config, tmp_path):
+    config.phases[1].learning_rate = 1e4
+    config.phases[1].clip_norm = 0.0
+    config.phases[1].weight_decay = 1e12
+    with pytest.raises(
+        RunError, match=r"not finite at step 1\d of phase 'blocks'; the last good checkpoint is step 10"
+    ):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"variant": "lite1"}, "holds weights of lite0, and config.variant is 'lite1'"),
+        ({"weights": "nowhere"}, "there is no weights dir nowhere"),
+        ({"num_classes": 3}, "has 2 classes .* set num_classes to 2, or to 0"),
+        ({"batch_size": 12}, "batch_size=12 cannot be shared evenly by 8 devices"),
+    ],
+)
+def test_nothing_is_left_where_a_config_does_not_fit(config, tmp_path, change, message):
+    for key, value in change.items():
+        config[key] = value
+    with pytest.raises(EffnetError, match=message):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_fresh_classifier_must_be_trained(config, tmp_path):
+    config.phases = (phase(name="blocks", train=("block7",), epochs=1),)
+    with pytest.raises(EffnetError, match="the classifier starts fresh, but no phase trains it"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_foreign_folder_is_left_alone(config, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("precious")
+    with pytest.raises(RunError, match="exists and is not a run dir"):
+        train(config, tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+
+
+def test_from_scratch_with_pmap_and_without_evaluation(config, tmp_path):
+    config.weights = ""
+    config.batch_norm = "train"
+    config.ema = 0.0
+    config.partition.mode = "pmap"
+    config.data.validation = config.data.test = ""
+    config.phases = (phase(train=("top", "classifier"), steps=2, optimizer="rmsprop", learning_rate=1e-3),)
+    summary = train(config, tmp_path / "run")
+    assert set(summary["phases"][0]) == {"name", "train"}
+    assert summary["weights_source"] is None
+    variables, metadata = read_weights(tmp_path / "run" / "weights")
+    assert metadata.crop == "frac" and metadata.source["parent"] is None
+    assert np.abs(variables["batch_stats"]["top"]["bn"]["mean"]).max() > 0
+    assert np.abs(variables["batch_stats"]["stem"]["bn"]["mean"]).max() == 0
