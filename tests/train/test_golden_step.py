@@ -18,6 +18,7 @@ from tests import synthetic
 
 FIRST_STEP = 7
 WEIGHT_DECAY = 1e-5
+GRADIENTS = 2e-5  # of the largest value; measured: 1.1e-5 for one depthwise kernel, less than 1e-5 for all others
 
 
 @pytest.fixture(scope="session")
@@ -103,14 +104,16 @@ def test_gradients(steps, golden_train):
     momentum = slot(states[1], optax.TraceState, "trace")
     square = slot(states[1], optax.ScaleByRmsState, "nu")
     rate = golden_train["step1/lr"]
-    gradients = {name: -momentum[name] * np.sqrt(square[name] + RMSPROP_EPSILON) / rate for name in momentum}
+    gradients = {
+        name: -momentum[name].astype(np.float64) * np.sqrt(square[name] + RMSPROP_EPSILON) / rate for name in momentum
+    }
     compared = 0
     for key, wanted in golden_train.items():
         if key.startswith("step1/grad/"):
-            close(gradients[key.removeprefix("step1/grad/")], wanted, 2e-5)
+            close(gradients[key.removeprefix("step1/grad/")], wanted, GRADIENTS)
         elif key.startswith("step1/grad_slice/"):
             gradient = gradients[key.removeprefix("step1/grad_slice/")]
-            close(gradient[..., :16, :16] if gradient.ndim == 4 else gradient[:64, :16], wanted, 2e-5)
+            close(gradient[..., :16, :16] if gradient.ndim == 4 else gradient[:64, :16], wanted, GRADIENTS)
         else:
             continue
         compared += 1
