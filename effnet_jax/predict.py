@@ -4,7 +4,6 @@ IMAGE is a file, a folder (every image in it and below), or a glob pattern in qu
 """
 
 import argparse
-import contextlib
 import glob
 import json
 import os
@@ -153,7 +152,9 @@ def _with_progress(batches: Iterable[np.ndarray], total: int) -> Iterator[np.nda
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     columns = ("classifying", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    # On a terminal rich prints our lines above its bar; where stdout is a file or a pipe they must go there.
+    console, above = Console(stderr=True), sys.stdout.isatty()
+    with Progress(*columns, console=console, transient=True, redirect_stdout=above) as progress:
         task = progress.add_task("", total=total)
         for batch in batches:
             progress.advance(task, len(batch))
@@ -186,5 +187,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(BrokenPipeError):
-        run_command(main)
+    run_command(main)
