@@ -26,14 +26,12 @@ class Progress:
 
     Attributes:
       phase: number of the current phase.
-      phase_start: steps done before it.
       sums: of `loss` and `accuracy` over the `steps` of the current epoch so far.
       validation: results at the end of the last epoch, by split.
       results: of the finished phases, as `summary.json` has them.
     """
 
     phase: int = 0
-    phase_start: int = 0
     sums: dict[str, float] = dataclasses.field(default_factory=dict)
     validation: dict[str, Any] = dataclasses.field(default_factory=dict)
     results: list[dict[str, Any]] = dataclasses.field(default_factory=list)

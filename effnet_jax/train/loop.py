@@ -232,10 +232,9 @@ def train_phase(run: Run, phase: Phase, state: TrainState, progress: Progress) -
             if len(meter) >= config.log_every or step in phase.epochs or reason:
                 record_steps(run, phase, meter, progress)
             if step in phase.epochs:
-                pause = meter.pause()
-                end_epoch(run, phase, state, progress, meter, step)
-                run.checkpoints.save(state, progress, progress.validation.get("validation", {}).get("accuracy"))
-                meter.go_on(pause)
+                with meter.pause():
+                    results = end_epoch(run, phase, state, progress, meter, step)
+                    run.checkpoints.save(state, progress, results.get("validation", {}).get("accuracy"))
             if reason and step < phase.end:
                 run.checkpoints.save(state, progress)
                 report.say(f"stopped by {reason} after step {step}; the same command goes on from there")
@@ -279,8 +278,8 @@ def record_steps(run: Run, phase: Phase, meter: Meter, progress: Progress) -> No
     run.report.advance(step - phase.start, f"loss {values['loss']:.3f}  {meter.images_per_second:.0f} images/s")
 
 
-def end_epoch(run: Run, phase: Phase, state: TrainState, progress: Progress, meter: Meter, step: int) -> None:
-    """Sums an epoch up, evaluates the validation split where it is due, records and advises."""
+def end_epoch(run: Run, phase: Phase, state: TrainState, progress: Progress, meter: Meter, step: int) -> Results:
+    """Sums an epoch up, evaluates the validation split where it is due, records and advises. Returns its results."""
     place = {"step": step, "epoch": step / run.steps_per_epoch, "phase": phase.name}
     results: Results = {"train": mean(progress.sums, "loss", "accuracy")}
     speed = {"learning_rate": phase.learning_rate(step), "images_per_second": meter.images_per_second}
@@ -300,6 +299,7 @@ def end_epoch(run: Run, phase: Phase, state: TrainState, progress: Progress, met
     run.report.draw()
     progress.sums = {}
     progress.validation = {**progress.validation, **results}
+    return results
 
 
 def finish_phase(run: Run, phase: Phase, state: TrainState, progress: Progress) -> dict[str, Any]:

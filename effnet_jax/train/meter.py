@@ -1,7 +1,9 @@
 """Counting during training: metrics that wait on the device, sums over an epoch, speed and time left."""
 
+import contextlib
 import math
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -16,6 +18,7 @@ class Meter:
         self._first: int | None = None  # the step after the compilation, from which speed is measured
         self._began = time.monotonic()
         self._collected = step
+        self._paused: float | None = None  # when the pause began that lasts
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Takes the metrics of a step, without waiting for them."""
@@ -50,20 +53,21 @@ class Meter:
         self._pending.clear()
         return rows
 
-    def pause(self) -> float:
-        """Starts a pause, whose time counts for no step; give the result to `go_on`."""
-        return time.monotonic()
-
-    def go_on(self, pause: float) -> None:
-        """Ends a pause."""
-        self._began += time.monotonic() - pause
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Stops the clock: what happens inside, such as an evaluation, counts for no step."""
+        self._paused = time.monotonic()
+        yield
+        self._began += time.monotonic() - self._paused
+        self._paused = None
 
     @property
     def images_per_second(self) -> float:
         """Speed of training since the compilation, without evaluations; 0 after a single step."""
         if self._first is None or self._collected <= self._first:
             return 0.0
-        return (self._collected - self._first) * self._batch_size / max(time.monotonic() - self._began, 1e-9)
+        now = time.monotonic() if self._paused is None else self._paused
+        return (self._collected - self._first) * self._batch_size / max(now - self._began, 1e-9)
 
     def time_left(self, end: int) -> str:
         """The time that the steps up to `end` will take."""
