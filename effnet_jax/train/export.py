@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from effnet_jax.data.sources.base import Source
 from effnet_jax.model.variants import FAMILIES, NORMALIZATIONS
@@ -17,7 +18,7 @@ from effnet_jax.train.meter import duration
 from effnet_jax.train.report import Report, percent
 from effnet_jax.train.state import TrainState, Variables
 from effnet_jax.weights.metadata import Metadata
-from effnet_jax.weights.store import write_weights
+from effnet_jax.weights.store import wait_for_all, write_weights
 
 
 def trained_metadata(
@@ -68,8 +69,9 @@ def write_run_weights(workdir: Path, state: TrainState, metadata: Metadata) -> l
     paths = []
     for name, variables, ema in choices:
         path = workdir / name
-        if path.exists() and jax.process_index() == 0:
-            shutil.rmtree(path)  # of an attempt that was stopped between here and its summary
+        if jax.process_index() == 0:
+            shutil.rmtree(path, ignore_errors=True)  # of an attempt that was stopped between here and its summary
+        wait_for_all("room for weights made")
         write_weights(path, variables, dataclasses.replace(metadata, ema=ema))
         paths.append(path)
     return paths
@@ -103,6 +105,10 @@ def say_goodbye(
 
 
 def example_image(source: Source) -> str:
-    """Returns the path of one image of a source; empty where its images are no files."""
-    path = source.example_id(len(source) // 2)
+    """Returns the path of one image of a source, of its middle class; empty where its images are no files."""
+    indices: Sequence[int] = range(len(source))
+    if source.labels is not None:
+        of_class = np.flatnonzero(np.asarray(source.labels) == len(source.class_names) // 2)
+        indices = of_class if len(of_class) else indices
+    path = source.example_id(int(indices[len(indices) // 2]))
     return path if Path(path).is_file() else ""

@@ -1,6 +1,5 @@
 """The run dir before a run: free, to be resumed, finished, or somebody else's."""
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -13,9 +12,10 @@ import jax
 from effnet_jax.errors import RunError
 from effnet_jax.train.config import difference, to_json
 from effnet_jax.train.report import write_json
+from effnet_jax.weights.metadata import current_versions
+from effnet_jax.weights.store import wait_for_all
 
 CONFIG, SUMMARY, CHECKPOINTS = "config.json", "summary.json", "checkpoints"
-_PACKAGES = ("effnet_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def check_workdir(workdir: str | Path, config: Any) -> dict[str, Any] | None:
@@ -56,23 +56,20 @@ def has_checkpoints(workdir: str | Path) -> bool:
 
 
 def claim_workdir(workdir: str | Path, config: Any) -> None:
-    """Makes the run dir, with its `config.json`."""
-    os.makedirs(workdir, exist_ok=True)
-    if not (Path(workdir) / CONFIG).exists():
-        write_json(Path(workdir) / CONFIG, to_json(config))
+    """Makes the run dir, with its `config.json`: on the first process, once all processes have checked the folder."""
+    wait_for_all("run dir checked")
+    if jax.process_index() == 0:
+        os.makedirs(workdir, exist_ok=True)
+        if not (Path(workdir) / CONFIG).exists():
+            write_json(Path(workdir) / CONFIG, to_json(config))
+    wait_for_all("run dir claimed")
 
 
 def provenance() -> dict[str, Any]:
     """Returns where figures come from: versions, commit of the code (where it is a git checkout), machine."""
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     device = jax.devices()[0]
     return {
-        "versions": versions,
+        "versions": current_versions(),
         "commit": _commit(),
         "machine": {
             "system": platform.platform(),

@@ -16,7 +16,7 @@ FORMAT = 1
 
 _CROPS = ("pad32", "frac", "none")
 _RESIZES = ("bicubic", "direct")
-_PACKAGES = ("effnet-jax", "jax", "flax", "orbax-checkpoint", "numpy")
+_PACKAGES = ("effnet-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +132,7 @@ def check_output(path: str | Path) -> Path:
 
 
 def current_versions() -> dict[str, str]:
-    """Returns the versions of Python and of the packages that matter for weights, as far as they are installed."""
+    """Returns the versions of Python and of the packages that numbers depend on, as far as they are installed."""
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:

@@ -28,7 +28,6 @@ from effnet_jax.weights.metadata import METADATA_FILE, Metadata, check_output, c
 Variables = dict[str, Any]
 
 VARIABLES_FOLDER = "variables"
-_COLLECTIONS = ("params", "batch_stats")
 
 
 def write_weights(path: str | Path, variables: Mapping[str, Any], metadata: Metadata) -> Metadata:
@@ -63,7 +62,7 @@ def write_weights(path: str | Path, variables: Mapping[str, Any], metadata: Meta
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
-        _wait_for_all("partial weights dir made")
+        wait_for_all("partial weights dir made")
         with ocp.Checkpointer(_orbax_handler()) as checkpointer:
             checkpointer.save(partial / VARIABLES_FOLDER, args=ocp.args.PyTreeSave(_nest(leaves)))
         if first:
@@ -81,7 +80,7 @@ def write_weights(path: str | Path, variables: Mapping[str, Any], metadata: Meta
         if isinstance(error, OSError):
             raise WeightsError(f"cannot write {path}: {error.strerror or error} (nothing was left behind)") from error
         raise
-    _wait_for_all("weights dir written")
+    wait_for_all("weights dir written")
     return metadata
 
 
@@ -227,7 +226,8 @@ def _to_host(leaf: Any) -> np.ndarray:
     return np.ascontiguousarray(leaf).reshape(np.shape(leaf))
 
 
-def _wait_for_all(what: str) -> None:
+def wait_for_all(what: str) -> None:
+    """Waits until every process of a run has come here; `what` names the place, the same on all of them."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
 
