@@ -160,6 +160,26 @@ def evaluation_steps(count: int, batch_size: int) -> int:
     return -(-count // batch_size)
 
 
+def evaluation_rule(source: Source, evaluation: str = "auto") -> str:
+    """How a source is evaluated.
+
+    Args:
+      source: what is evaluated.
+      evaluation: `"crop"`, `"resize"` or `"auto"`, which is `resize` for small images and `crop` for photographs.
+
+    Returns:
+      `"crop"` or `"resize"`.
+
+    Raises:
+      ConfigError: an unknown `evaluation`.
+    """
+    if evaluation not in EVALUATIONS:
+        raise ConfigError(f"data.evaluation is {evaluation!r}: {nearest(evaluation, EVALUATIONS)}")
+    if evaluation != "auto":
+        return evaluation
+    return "resize" if source.fixed_shape is not None else "crop"
+
+
 def eval_batches(
     source: Source,
     *,
@@ -196,12 +216,9 @@ def eval_batches(
     Raises:
       ConfigError: the batch cannot be shared evenly, or an unknown `evaluation`.
     """
-    if evaluation not in EVALUATIONS:
-        raise ConfigError(f"data.evaluation is {evaluation!r}: {nearest(evaluation, EVALUATIONS)}")
+    rule = evaluation_rule(source, evaluation)
     share = _share(batch_size, process_index, process_count)
-    small = source.fixed_shape is not None
-    rule = evaluation if evaluation != "auto" else "resize" if small else "crop"
-    native = small and rule == "resize"
+    native = rule == "resize" and source.fixed_shape is not None
     make = functools.partial(
         _evaluation_step,
         source=source,

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from effnet_jax.data.augment import make_augment
-from effnet_jax.data.loader import eval_batches, prefetch, square_size, train_batches
+from effnet_jax.data.loader import eval_batches, evaluation_rule, prefetch, square_size, train_batches
 from effnet_jax.data.sources.base import Source
 from effnet_jax.errors import RunError
 from effnet_jax.train import advice, export
@@ -161,7 +161,7 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
             progress.results.append(finish_phase(run, phase, state, progress))
 
         # ---- what stays: weights, curves, figures
-        direct = config.data.evaluation == "resize" or sources["train"].fixed_shape is not None
+        direct = evaluation_rule(sources["train"], config.data.evaluation) == "resize"
         described = export.trained_metadata(
             workdir, config, metadata, class_names, resolution=resolution, crop=run.crop, direct=direct
         )
