@@ -65,11 +65,6 @@ class FreezePlan:
         return tuple(unit for unit in self.units if unit in chosen)
 
     @property
-    def frozen_units(self) -> tuple[str, ...]:
-        """The units that do not move, from the input to the output."""
-        return tuple(unit for unit in self.units if unit not in self.trained_units)
-
-    @property
     def first_trained(self) -> str:
         """The trained unit that is nearest to the input."""
         return self.trained_units[0]

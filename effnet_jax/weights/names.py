@@ -9,7 +9,7 @@ same batch norm epsilon (1e-3).
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -135,6 +135,23 @@ def _batch_norm(path: str, size: int, tf: str, torch: str) -> Iterator[Tensor]:
         (f"batch_stats/{path}/var", "moving_variance", "running_var"),
     ):
         yield Tensor(ours, (size,), f"{tf}/{theirs}", (size,), f"{torch}.{torchs}", (0,))
+
+
+def is_classifier(name: str) -> bool:
+    """Returns whether a name of the table, TensorFlow's or PyTorch's, is one of the classifier's."""
+    return name.startswith(("head/dense/", "_fc."))
+
+
+def classes_in(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Returns the number of the classifier's outputs, 0 where there is none.
+
+    Args:
+      shapes: of the arrays of a file, by the table's name, TensorFlow's or PyTorch's.
+    """
+    for kernel, axis in (("head/dense/kernel", 1), ("_fc.weight", 0)):
+        if len(shapes.get(kernel, ())) == 2:
+            return shapes[kernel][axis]
+    return 0
 
 
 def parameter_shapes(variant: Variant, num_classes: int) -> dict[str, tuple[int, ...]]:

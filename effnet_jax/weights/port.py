@@ -117,13 +117,10 @@ def plan_port(
     taken, unused, unexpected, named = _collect(checkpoint, ema)
     shapes = {name: checkpoint.entries[stored].shape for name, stored in taken.items()}
     torch = checkpoint.layout == "torch"
-    kernel = "_fc.weight" if torch else "head/dense/kernel"
-    classes = 0
-    if not notop and len(shapes.get(kernel, ())) == 2:
-        classes = shapes[kernel][0 if torch else 1]
+    classes = 0 if notop else names.classes_in(shapes)
     chosen = _choose_variant(checkpoint.source, shapes, torch, variant, named)
     rows = {_name(row, torch): row for row in names.table(chosen, classes or 1000)}
-    top = {name for name, row in rows.items() if row.path.startswith("params/classifier/")}
+    top = {name for name in rows if names.is_classifier(name)}
     if notop:
         unused.extend(taken.pop(name) for name in top & taken.keys())
         rows = {name: row for name, row in rows.items() if name not in top}
@@ -219,7 +216,7 @@ def _collect(checkpoint: Checkpoint, ema: bool) -> tuple[dict[str, str], list[st
 def _disagreements(shapes: Mapping[str, tuple[int, ...]], variant: Variant, torch: bool) -> int:
     """Counts the arrays of a trunk that are missing, unexpected or of another shape."""
     expected = {_name(row, torch): _shape(row, torch) for row in names.table(variant, 0)}
-    trunk = {name for name in shapes if not name.startswith(("head/dense/", "_fc."))}
+    trunk = {name for name in shapes if not names.is_classifier(name)}
     common = expected.keys() & trunk
     return len(expected.keys() ^ trunk) + sum(shapes[name] != expected[name] for name in common)
 
@@ -272,7 +269,7 @@ def _check(
         lines.extend(f"  {kind}: {item}" for item in listed)
         if len(total) > len(listed):
             lines.append(f"  {kind}: … and {len(total) - len(listed)} more")
-    if missing and all(rows[name].path.startswith("params/classifier/") for name in missing):
+    if missing and all(map(names.is_classifier, missing)):
         lines.append("the classifier is missing: port the rest with --notop")
     elif missing and not ema and any(name.endswith(names.EMA_ENDING) for name in checkpoint.entries):
         lines.append("some variables have moving averages only: leave --no-ema out")
