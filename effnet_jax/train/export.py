@@ -106,9 +106,8 @@ def say_goodbye(
 
 def example_image(source: Source) -> str:
     """Returns the path of one image of a source, of its middle class; empty where its images are no files."""
-    indices: Sequence[int] = range(len(source))
+    indices = list(range(len(source)))
     if source.labels is not None:
-        of_class = np.flatnonzero(np.asarray(source.labels) == len(source.class_names) // 2)
-        indices = of_class if len(of_class) else indices
-    path = source.example_id(int(indices[len(indices) // 2]))
+        indices = np.flatnonzero(np.asarray(source.labels) == len(source.class_names) // 2).tolist() or indices
+    path = source.example_id(indices[len(indices) // 2])
     return path if Path(path).is_file() else ""
