@@ -93,7 +93,8 @@ def main() -> None:
     )
     for name, program in make_programs(arguments.variant, arguments.dtype).items():
         forms = {"": contextlib.nullcontext} | ({"native": native_convolutions} if arguments.native else {})
-        compiled, seconds = {}, {form: [] for form in forms}
+        compiled: dict[str, Callable] = {}
+        seconds: dict[str, list[float]] = {form: [] for form in forms}
         for form, context in forms.items():
             begin = time.perf_counter()
             with context():
