@@ -5,7 +5,6 @@ import pytest
 
 from effnet_jax.errors import VariantError
 from effnet_jax.model.variants import VARIANTS, get_family, get_variant, round_filters
-from effnet_jax.weights import names
 
 # name: (parameters, statistics, trainable tensors, statistic tensors, blocks), 1000 classes; the original's counts.
 COUNTS = {
@@ -49,13 +48,6 @@ def test_stages_blocks_and_rates_equal_the_originals(name, shared):
         assert (block.se_filters, block.skip) == (original["se"], original["skip"])
         assert block.name.startswith(f"block{original['stage'] + 1}")
         assert block.survival_prob == pytest.approx(original["survival_prob"], abs=1e-12)
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_the_table_of_names_is_the_originals_in_its_order(name, shared):
-    table = original_table(shared, name)
-    ours = {row.tf_name: list(row.tf_shape) for row in names.table(VARIANTS[name])}
-    assert ours == {full.split("/", 1)[1]: shape for full, shape, _ in table["variables"]}
 
 
 def test_unit_names():
