@@ -7,8 +7,8 @@ which is, after the installation and the porting of the weights:
     python -m effnet_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
 
 The classifier alone first, at a high learning rate; then the last blocks with it, at a low one. Batch norm stays as it
-came. A fresh classifier starts at zero, so the head phase is done after a few epochs. Hardware: 2 CPU cores. Wall time and
-accuracies over five seeds: docs/results.md.
+came. A fresh classifier starts at zero, so the head phase is done after a few epochs. Hardware: 2 CPU cores. Wall time
+and accuracies over five seeds: docs/results.md.
 """
 
 from ml_collections import ConfigDict
