@@ -38,6 +38,10 @@ class DataError(EffnetError):
     """A data set or image that is missing, damaged or mislabelled."""
 
 
+class DiskError(EffnetError):
+    """A disk without room for what is to be written."""
+
+
 class RunError(EffnetError):
     """A run dir or a running training that cannot go on."""
 

@@ -16,6 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from effnet_jax.disk import check_space
 from effnet_jax.errors import RunError
 from effnet_jax.train.state import TrainState
 
@@ -57,10 +58,15 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, state: TrainState, progress: Progress, accuracy: float | None = None) -> None:
-        """Saves a state under its step count; the writing goes on beside the training."""
+        """Saves a state under its step count; the writing goes on beside the training.
+
+        Raises:
+          DiskError: the disk is full.
+        """
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        check_space(self._manager.directory, state_bytes(state), "a checkpoint")
         state = jax.tree.map(_to_host, state)
         record = {"progress": dataclasses.asdict(progress), "checksums": leaf_checksums(state)}
         self._manager.save(
@@ -119,6 +125,11 @@ class Checkpoints:
         """Waits until everything is written."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def state_bytes(tree: Any) -> int:
+    """Returns the bytes of all leaves, arrays or their shapes."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def leaf_checksums(tree: Any) -> dict[str, int]:

@@ -18,6 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from effnet_jax.disk import check_space
 from effnet_jax.errors import WeightsError
 from effnet_jax.model.efficientnet import create_model
 from effnet_jax.model.layers import dense_kernel_init
@@ -44,7 +45,8 @@ def write_weights(path: str | Path, variables: Mapping[str, Any], metadata: Meta
       The metadata as it was written.
 
     Raises:
-      WeightsError: the folder exists, the arrays are not those of the variant, or the disk is full.
+      DiskError: there is too little room.
+      WeightsError: the folder exists, the arrays are not those of the variant, or it cannot be written.
     """
     path = check_output(path)
     leaves = {name: _to_host(leaf) for name, leaf in _flatten(variables)}
@@ -54,6 +56,8 @@ def write_weights(path: str | Path, variables: Mapping[str, Any], metadata: Meta
         versions=current_versions(),
         checksums={name: _checksum(leaf) for name, leaf in leaves.items()},
     )
+    if jax.process_index() == 0:
+        check_space(path, sum(leaf.nbytes for leaf in leaves.values()), "the weights")
     # The same name in every process; what a stopped run left there is of no use to anyone.
     partial = path.with_name(f".{path.name}.partial")
     first = jax.process_index() == 0
