@@ -69,7 +69,7 @@ def parse_command(argv: Sequence[str]) -> tuple[ConfigDict, str]:
         config, _ = parse_command([argument for argument in argv if not argument.startswith("--config.")])
         known = [key for key, _ in flat(plain(config))]
         unknown = [key for key in overrides if key.removeprefix("--config.") not in known] or overrides
-        choices = [*known, *(key for key, _ in flat(plain(default_config())))]
+        choices = list(dict.fromkeys([*known, *(key for key, _ in flat(plain(default_config())))]))
         key = unknown[0].removeprefix("--config.")
         raise ConfigError(f"{unknown[0]}: the config has no such key: {nearest(key, choices)}") from error
     except flags.Error as error:

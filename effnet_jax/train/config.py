@@ -60,6 +60,7 @@ def default_config() -> ConfigDict:
                 "validation": "validation",  # "": none
                 "test": "test",  # "": none
                 "workers": 0,
+                "cache_gib": 1.0,  # memory for decoded photographs: a set that fits is decoded once
                 "on_bad_image": "error",
                 "size": 0,
                 "evaluation": "auto",
@@ -261,6 +262,8 @@ def _check_run(config: Mapping[str, Any]) -> None:
         ("ema", 0.0, 0.999999),
     ):
         _within(config[key], low, high, key)
+    _within(config["data"]["workers"], 0, _HUGE, "data.workers")
+    _within(config["data"]["cache_gib"], 0.0, _HUGE, "data.cache_gib")
     if config["resolution"] and config["resolution"] < 32:
         raise ConfigError(f"resolution={config['resolution']} is too small: use 32 or more")
     if config["dropout"] is not None:
@@ -278,10 +281,21 @@ def _check_run(config: Mapping[str, Any]) -> None:
 
 
 def check_devices(config: Mapping[str, Any], devices: int) -> None:
-    """Raises ConfigError where a batch cannot be shared evenly by the devices."""
+    """Raises ConfigError where a batch cannot be shared by the devices, or is mixed and cut apart (pmap)."""
     check_batch_size(config["batch_size"], devices)
     if config["eval_batch_size"]:
         check_batch_size(config["eval_batch_size"], devices, "eval_batch_size")
+    if config["partition"]["mode"] != "pmap" or devices == 1:
+        return
+    for index, keys in enumerate(config["phases"]):
+        settings = augment_settings(config, keys)
+        used = [name for name in ("mixup", "cutmix") if settings[name]]
+        if used:
+            raise ConfigError(
+                f"phases[{index}] ({keys['name']!r}) uses {' and '.join(used)}, which takes partners from the whole "
+                f"batch, and partition.mode='pmap' gives each of {devices} devices a part of it only: set "
+                f"partition.mode='pjit', or {' and '.join(f'augment.{name}=0' for name in used)}"
+            )
 
 
 def _check_phase(phase: Mapping[str, Any], config: Mapping[str, Any], where: str) -> None:

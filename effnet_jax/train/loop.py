@@ -18,9 +18,10 @@ from ml_collections import ConfigDict
 from effnet_jax.data.augment import make_augment
 from effnet_jax.data.loader import eval_batches, evaluation_rule, prefetch, square_size, train_batches
 from effnet_jax.data.sources.base import Source
+from effnet_jax.disk import check_space
 from effnet_jax.errors import RunError
 from effnet_jax.train import advice, export
-from effnet_jax.train.checkpoints import Checkpoints, Progress
+from effnet_jax.train.checkpoints import Checkpoints, Progress, state_bytes
 from effnet_jax.train.config import augment_settings, check_config, check_devices
 from effnet_jax.train.interrupt import stop_signals
 from effnet_jax.train.meter import Meter, mean
@@ -37,6 +38,7 @@ from effnet_jax.train.setup import (
     open_sources,
     run_resolution,
 )
+from effnet_jax.train.skipped import SKIPPED, SkippedImages
 from effnet_jax.train.state import TrainState, Variables, create_state, enter_phase
 from effnet_jax.train.steps import make_eval_step, make_train_step
 from effnet_jax.train.workdir import CHECKPOINTS, SUMMARY, check_workdir, claim_workdir, has_checkpoints, provenance
@@ -57,6 +59,7 @@ class Run:
     eval_step: Callable[..., Any]
     checkpoints: Checkpoints
     report: Report
+    skipped: SkippedImages
     stopped: Callable[[], str | None]  # the signal that asks to stop, once it came
 
     @property
@@ -101,10 +104,11 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
     variables = None
     if not has_checkpoints(workdir):
         variables = initial_variables(config, model, len(class_names), keep_classifier=kept)
+        check_space(workdir, state_bytes(variables) * (config.checkpoint.keep + 2), "checkpoints and weights")
 
     # ---- from here on the run dir is written to
-    claim_workdir(workdir, config)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(claim_workdir(workdir, config))
         stopped = stack.enter_context(stop_signals())
         checkpoints = Checkpoints(workdir / CHECKPOINTS, keep=config.checkpoint.keep)
         stack.callback(checkpoints.close)
@@ -136,7 +140,10 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
         )
         stack.callback(report.close)
         report.start_run(config, sources, resolution, origin)
-        report.advise(warnings)
+        for warning in warnings:
+            report.say(f"warning: {warning}")
+        skipped = SkippedImages(workdir, report.say, active=report.active)
+        skipped.update(sources)
         eval_step = make_eval_step(model, resolution=resolution, axis_name=partition.axis_name)
         run = Run(
             config=config,
@@ -148,6 +155,7 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
             eval_step=partition.compile_eval_step(eval_step),
             checkpoints=checkpoints,
             report=report,
+            skipped=skipped,
             stopped=stopped,
         )
 
@@ -173,7 +181,7 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
             "steps": int(state.step),
             "class_names": class_names,
             "images": {split: len(source) for split, source in sources.items()},
-            "skipped_images": {split: list(source.bad) for split, source in sources.items() if source.bad},
+            "skipped_images": skipped.images,
             "seconds": round(time.monotonic() - began, 1),
             "resumed_after_step": first_step or None,
             "weights_source": dict(metadata.source) if metadata else None,
@@ -181,6 +189,8 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
         }
         if report.active:
             write_json(workdir / SUMMARY, summary)
+        if skipped.images:
+            report.say(f"skipped images: {skipped}, listed in {workdir / SKIPPED}")
         export.say_goodbye(report, summary, workdir, weights[0], sources)
     return summary
 
@@ -254,6 +264,7 @@ def training_stream(run: Run, step: int) -> Generator[dict[str, Any], None, None
         start_step=step,
         workers=run.config.data.workers,
         size=square_size(run.resolution, run.config.data.size),
+        cache_gib=run.config.data.cache_gib,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
@@ -276,6 +287,7 @@ def record_steps(run: Run, phase: Phase, meter: Meter, progress: Progress) -> No
                 **values,
             )
     run.report.advance(step - phase.start, f"loss {values['loss']:.3f}  {meter.images_per_second:.0f} images/s")
+    run.skipped.update(run.sources)
 
 
 def end_epoch(run: Run, phase: Phase, state: TrainState, progress: Progress, meter: Meter, step: int) -> Results:
@@ -340,6 +352,7 @@ def evaluate(run: Run, state: TrainState, split: str) -> Results:
         for name, variables in choices.items():
             for key, value in run.eval_step(variables, batch).items():
                 totals[name][key] += float(value)
+    run.skipped.update(run.sources)
     return {
         name: {
             "loss": sums["loss"] / max(sums["count"], 1),

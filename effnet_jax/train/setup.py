@@ -85,14 +85,15 @@ def keeps_classifier(config: Mapping[str, Any], metadata: Metadata | None, class
     """Returns whether a run starts with the classifier of its weights: where that is of the same classes.
 
     Raises:
-      ConfigError: the classifier starts fresh, and no phase trains it.
+      ConfigError: the classifier starts fresh, and the first phase does not train it: its zeros pass no gradient on, so
+        that nothing else would learn either.
     """
     if metadata and metadata.num_classes == len(class_names) and metadata.class_names in ((), class_names):
         return True
-    if metadata and not any("classifier" in make_plan(config, phase).trained_units for phase in config["phases"]):
+    if metadata and "classifier" not in make_plan(config, config["phases"][0]).trained_units:
         raise ConfigError(
             f"the weights have {metadata.num_classes or 'no'} classes, the data {len(class_names)} or others, so "
-            "the classifier starts fresh, but no phase trains it: add 'classifier' to a phase's train"
+            "the classifier starts fresh, but the first phase does not train it: add 'classifier' to phases[0].train"
         )
     return False
 

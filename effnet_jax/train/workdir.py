@@ -1,15 +1,18 @@
 """The run dir before a run: free, to be resumed, finished, or somebody else's."""
 
+import contextlib
 import json
 import os
 import platform
+import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from effnet_jax.errors import RunError
+from effnet_jax.errors import EffnetError, RunError
 from effnet_jax.train.config import difference, to_json
 from effnet_jax.train.report import write_json
 from effnet_jax.weights.metadata import current_versions
@@ -55,14 +58,31 @@ def has_checkpoints(workdir: str | Path) -> bool:
     return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
 
 
-def claim_workdir(workdir: str | Path, config: Any) -> None:
-    """Makes the run dir, with its `config.json`: on the first process, once all processes have checked the folder."""
+@contextlib.contextmanager
+def claim_workdir(workdir: str | Path, config: Any) -> Iterator[None]:
+    """Makes the run dir, with its `config.json`: on the first process, once all processes have checked the folder.
+
+    Where a mistake of the user, such as a damaged image, ends the block of a new run before its first checkpoint,
+    nothing is left behind. A run that diverges (`RunError`) keeps its figures.
+    """
+    workdir = Path(workdir)
     wait_for_all("run dir checked")
-    if jax.process_index() == 0:
-        os.makedirs(workdir, exist_ok=True)
-        if not (Path(workdir) / CONFIG).exists():
-            write_json(Path(workdir) / CONFIG, to_json(config))
-    wait_for_all("run dir claimed")
+    first = jax.process_index() == 0
+    existed = workdir.exists()
+    new = not (workdir / CONFIG).exists()
+    try:
+        if first:
+            os.makedirs(workdir, exist_ok=True)
+            if new:
+                write_json(workdir / CONFIG, to_json(config))
+        wait_for_all("run dir claimed")
+        yield
+    except (EffnetError, OSError) as error:
+        if first and new and not isinstance(error, RunError) and not has_checkpoints(workdir):
+            shutil.rmtree(workdir, ignore_errors=True)
+            if existed:
+                workdir.mkdir(exist_ok=True)
+        raise
 
 
 def provenance() -> dict[str, Any]:

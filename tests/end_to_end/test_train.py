@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -211,9 +212,43 @@ def test_nothing_is_left_where_a_config_does_not_fit(config, tmp_path, change, m
     assert not (tmp_path / "run").exists()
 
 
-def test_a_fresh_classifier_must_be_trained(config, tmp_path):
-    config.phases = (phase(name="blocks", train=("block7",), epochs=1),)
-    with pytest.raises(EffnetError, match="the classifier starts fresh, but no phase trains it"):
+def test_a_fresh_classifier_must_be_trained_first(config, tmp_path):
+    config.phases = (phase(name="blocks", train=("block7",), epochs=1), phase(name="head", epochs=1))
+    with pytest.raises(EffnetError, match="the classifier starts fresh, but the first phase does not train it"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_image_is_named_or_skipped(config, tmp_path, interrupted_at, capsys):
+    root = Path(config.data.name)
+    for split in ("train", "validation"):
+        path = root / split / "cat" / "000.jpg"
+        path.write_bytes(path.read_bytes()[:300])
+    config.phases = config.phases[:1]
+    with pytest.raises(EffnetError, match="train/cat/000.jpg is a damaged or truncated JPEG"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+    config.data.on_bad_image = "skip"
+    interrupted_at(7, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "run")
+    listed = json.loads((tmp_path / "run" / "skipped_images.json").read_text())
+    assert {split: [entry["id"] for entry in entries] for split, entries in listed.items()} == {
+        split: [str(root / split / "cat" / "000.jpg")] for split in ("train", "validation")
+    }
+    assert capsys.readouterr().out.count("warning: skipped in train") == 1
+
+    interrupted_at(None, None)
+    summary = train(config, tmp_path / "run")
+    assert summary["skipped_images"] == listed
+    assert summary["validation"]["count"] == 9
+    assert "skipped images: 1 of train, 1 of validation" in capsys.readouterr().out
+
+
+def test_a_full_disk_is_told_before_anything_is_written(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 10**7, 10**7))
+    with pytest.raises(EffnetError, match="no space left on the disk for checkpoints and weights"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -74,6 +74,7 @@ def test_a_checked_config_is_complete_and_locked():
         ({"weights": ""}, "from scratch with batch_norm='frozen'"),
         ({"data__name": ""}, "data.name is empty"),
         ({"data__crop": "center"}, "data.crop='center' is unknown"),
+        ({"data__cache_gib": -1.0}, "data.cache_gib=-1.0 is out of range"),
         ({"partition__mode": "pjti"}, "did you mean 'pjit'"),
         ({"augment__label_smoothing": 1.5}, "label_smoothing is 1.5"),
     ],
@@ -112,6 +113,21 @@ def test_batch_norm_of_a_phase_overrides_the_run():
 def test_a_batch_that_devices_cannot_share():
     with pytest.raises(ConfigError, match="batch_size=30 cannot be shared evenly by 8 devices: use 24 or 32"):
         check_devices(check_config(a_config(batch_size=30)), 8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"augment__mixup": 0.2}, r"phases\[0\] \('head'\) uses mixup.*partition.mode='pjit', or augment.mixup=0"),
+        ({"phases__1__augment": {"cutmix": 1.0}}, r"phases\[1\] \('all'\) uses cutmix"),
+    ],
+)
+def test_pmap_does_not_mix_parts_of_a_batch(changes, message):
+    config = check_config(a_config(partition__mode="pmap", **changes))
+    with pytest.raises(ConfigError, match=message):
+        check_devices(config, 8)
+    check_devices(config, 1)
+    check_devices(check_config(a_config(**changes)), 8)
 
 
 def test_difference_names_keys_and_both_values():
@@ -153,6 +169,7 @@ def test_the_command_line_overrides_keys_of_run_and_phases(recipe):
     ("arguments", "message"),
     [
         (["--config.batchsize=8"], "--config.batchsize: the config has no such key: did you mean 'batch_size'"),
+        (["--config.varaint=b1"], "did you mean 'variant' or 'data.train'"),
         (["--config.phases[0].epoch=8"], "no such key: did you mean 'phases[0].epochs'"),
         (["--config.phases[4].epochs=8"], "--config.phases[4].epochs: the config has no such key"),
         (["--config.batch_size=many"], "many"),
