@@ -55,8 +55,15 @@ def open_source(data: Mapping[str, Any], split: str) -> Source:
     if os.path.exists(path):
         raise DataError(f"{path} is neither a folder, an .npz nor a CIFAR archive: unpack it and give the folder")
     if not _PREPARED_NAME.fullmatch(name):
-        raise DataError(f"{path}: there is no such file or folder")
+        raise DataError(f"{path}: there is no such file or folder: correct data.name; {_where_sought(path)}")
     return open_prepared(find_prepared(name, data_dir), expression, on_bad_image=on_bad_image)
+
+
+def _where_sought(path: str) -> str:
+    if not os.path.isabs(path):
+        return f"it was looked for from {os.getcwd()}"
+    folder = os.path.dirname(path)
+    return f"{folder} {'exists' if os.path.isdir(folder) else 'does not exist either'}"
 
 
 def _open_folder_of_any_kind(path: str, expression: str, on_bad_image: str) -> Source:

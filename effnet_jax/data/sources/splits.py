@@ -41,7 +41,10 @@ def parse_split(expression: str, sizes: Mapping[str, int], where: str = "the dat
             parts += [(split, 0, size) for split, size in sizes.items()]
             continue
         if name not in sizes:
-            raise DataError(f"{where} has no split {name!r} (it has {', '.join(sizes)}): {nearest(name, sizes)}")
+            raise DataError(
+                f"{where} has no split {name!r} (it has {', '.join(sizes)}): {nearest(name, sizes)}; a part of a split "
+                "can stand for another (data.train='train[:90%]' data.validation='train[90%:]'), and '' for none"
+            )
         start, stop = _bounds(match, text, sizes[name], where) if match["slice"] else (0, sizes[name])
         parts.append((name, start, stop))
     if not any(stop > start for _, start, stop in parts):

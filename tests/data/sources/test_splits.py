@@ -57,6 +57,7 @@ def test_complementary_slices_share_nothing_and_miss_nothing():
     [
         ("tran", "no split 'tran' .*did you mean 'train'"),
         ("train+valid", "no split 'valid' .*did you mean 'validation'"),
+        ("val_10", "no split 'val_10' .*data.validation='train.90%:.'.*'' for none"),
         ("train[:90", "not a split expression"),
         ("train[90%]", "not a split expression"),
         ("train[:]", "not a split expression"),
