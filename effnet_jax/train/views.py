@@ -186,6 +186,7 @@ def draw_views(views: Views, path: str | os.PathLike) -> None:
         left = figure.axes[-count].get_position().x0
         figure.text(left, 1 - 0.62 / (1.75 * rows + 0.9), name, fontsize=11, weight="bold", va="center")
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial.png")
     figure.savefig(partial, format="png")
     os.replace(partial, path)

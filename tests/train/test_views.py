@@ -11,7 +11,7 @@ from effnet_jax.data.preprocess import evaluation_image
 from effnet_jax.data.sources import open_source
 from effnet_jax.errors import ConfigError
 from effnet_jax.train.config import default_config, phase
-from effnet_jax.train.views import collect_views
+from effnet_jax.train.views import Views, collect_views, draw_views
 
 
 def make_config(folder, **augment):
@@ -74,3 +74,10 @@ def test_the_command_writes_a_picture(image_folder, tmp_path, monkeypatch, capsy
     with Image.open(out) as picture:
         assert picture.width > 300
     assert not list(tmp_path.glob(".*partial*"))
+
+
+def test_a_picture_goes_into_a_folder_that_is_not_there_yet(tmp_path):
+    images = np.zeros((1, 8, 8, 3), np.float32)
+    path = tmp_path / "new" / "batch.png"
+    draw_views(Views("a batch", images, ["cat"], images, ["cat"]), path)
+    assert path.read_bytes().startswith(b"\x89PNG") and list(path.parent.iterdir()) == [path]
