@@ -6,6 +6,8 @@ kept beside it and compared at a restore. A damaged checkpoint is told, and the 
 
 import dataclasses
 import logging
+import os
+import shutil
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from effnet_jax.disk import check_space
@@ -95,13 +98,13 @@ class Checkpoints:
         for step in steps:
             try:
                 restored = self._restore_step(step, abstract)
+            except MemoryError:  # says nothing about the checkpoint
+                raise
             except Exception as error:  # orbax, tensorstore, JSON and the checksums each raise their own
                 tell(f"checkpoint {step} is damaged and is passed over: {_one_line(error)}")
                 damaged.append(step)
                 continue
-            # Training on writes these steps again.
-            for bad in damaged:
-                self._manager.delete(bad)
+            self._set_aside(damaged)
             return restored
         if steps:
             raise RunError(
@@ -109,6 +112,19 @@ class Checkpoints:
                 "start anew with another --workdir"
             )
         return None
+
+    def _set_aside(self, steps: list[int]) -> None:
+        """Moves damaged checkpoints out of the way of the steps that are written again, without deleting anything."""
+        folder = Path(self._manager.directory)
+        aside = folder.with_name(f"{folder.name}.damaged")
+        for step in steps if jax.process_index() == 0 else ():
+            aside.mkdir(exist_ok=True)
+            target = aside / str(step)
+            shutil.rmtree(target, ignore_errors=True)
+            os.rename(folder / str(step), target)
+        if steps:
+            multihost_utils.sync_global_devices("damaged checkpoints set aside")
+            self._manager.reload()
 
     def _restore_step(self, step: int, abstract: Callable[[Progress], TrainState]) -> tuple[TrainState, Progress]:
         record = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]

@@ -182,6 +182,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(config, tmp_pa
     shown = capsys.readouterr().out
     assert "checkpoint 10 is damaged and is passed over" in shown
     assert "resumed after step 5" in shown
+    assert (workdir / "checkpoints.damaged" / "10" / "state").is_dir()  # nothing that was trained is deleted
 
 
 def test_a_loss_that_is_no_number_stops_the_run(config, tmp_path):
