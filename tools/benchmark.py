@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from effnet_jax.errors import run_command
 from effnet_jax.model import layers
+from effnet_jax.model.convolutions import native_conv
 from effnet_jax.model.efficientnet import create_model
 from effnet_jax.model.variants import get_variant
 from effnet_jax.train.freeze import FreezePlan
@@ -29,11 +30,12 @@ def native_convolutions() -> Iterator[None]:
     """Replaces the CPU's forms of convolutions by XLA's own while a program is traced."""
 
     def depthwise(inputs: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-        return layers.native_conv(inputs, kernel, stride, groups=inputs.shape[-1])
+        return native_conv(inputs, kernel, stride, groups=inputs.shape[-1])
 
     with (
         mock.patch.object(layers, "depthwise_conv", depthwise),
-        mock.patch.object(layers, "pointwise_conv", layers.native_conv),
+        mock.patch.object(layers, "pointwise_conv", native_conv),
+        mock.patch.object(layers, "full_conv", native_conv),
     ):
         yield
 

@@ -99,6 +99,53 @@ def _window(padded: Array, row: int, column: int, height: int, width: int, strid
     )
 
 
+def _full_cpu(inputs: Array, kernel: Array, stride: int) -> Array:
+    """Patches times the kernel as one matrix product.
+
+    `stride` pixels of a row that lie side by side are taken as one, so that a patch is gathered from few long pieces.
+    """
+    size, _, channels, filters = kernel.shape
+    height, width = (-(-side // stride) for side in inputs.shape[1:3])
+    padded = _pad(inputs, size, stride)
+    batch, rows, columns, _ = padded.shape
+    reach = (size - 1) // stride  # groups of pixels after its first that a patch needs
+    padded = jnp.pad(padded, ((0, 0), (0, 0), (0, (width + reach) * stride - columns), (0, 0)))
+    grouped = padded.reshape(batch, rows, width + reach, stride * channels)
+    pieces = [
+        grouped[
+            :, u : u + (height - 1) * stride + 1 : stride, group : group + width, : (size - group * stride) * channels
+        ]
+        for u in range(size)
+        for group in range(reach + 1)
+    ]
+    patches = jnp.concatenate(pieces, axis=-1).reshape(-1, size * size * channels)
+    return (patches @ kernel.reshape(-1, filters)).reshape(batch, height, width, filters)
+
+
+@functools.cache
+def _full(stride: int) -> Function:
+    def cpu_gradient(inputs: Array, kernel: Array, cotangent: Array) -> tuple[Array, Array]:
+        return jax.vjp(functools.partial(_full_cpu, stride=stride), inputs, kernel)[1](cotangent)
+
+    return _by_platform(
+        functools.partial(_full_cpu, stride=stride), cpu_gradient, functools.partial(native_conv, stride=stride)
+    )
+
+
+def full_conv(inputs: Array, kernel: Array, stride: int = 1) -> Array:
+    """Convolution over all channels with TensorFlow's SAME padding.
+
+    Args:
+      inputs: [N, H, W, in].
+      kernel: [k, k, in, out].
+      stride: of both sides, at most k.
+
+    Returns:
+      [N, ceil(H / stride), ceil(W / stride), out].
+    """
+    return _full(stride)(inputs, kernel)
+
+
 def _taps(kernel_size: int) -> list[tuple[int, int]]:
     return [(row, column) for row in range(kernel_size) for column in range(kernel_size)]
 

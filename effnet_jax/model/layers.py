@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from effnet_jax.model.convolutions import Function, depthwise_conv, native_conv, pointwise_conv
+from effnet_jax.model.convolutions import Function, depthwise_conv, full_conv, pointwise_conv
 
 # Source: efficientnet_builder.py.
 BATCH_NORM_MOMENTUM = 0.99
@@ -68,7 +68,7 @@ class Conv(nn.Module):
             return depthwise_conv(inputs, kernel, self.stride)
         if self.kernel_size == 1:
             return pointwise_conv(inputs, kernel)
-        return native_conv(inputs, kernel, self.stride)
+        return full_conv(inputs, kernel, self.stride)
 
 
 class BatchNorm(nn.Module):

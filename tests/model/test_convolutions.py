@@ -48,3 +48,17 @@ def test_same_padding_is_tensorflows():
     assert convolutions.same_padding(7, 3, 2) == (1, 1)
     assert convolutions.same_padding(8, 5, 2) == (1, 2)
     assert convolutions.same_padding(7, 5, 1) == (2, 2)
+
+
+@pytest.mark.parametrize(("kernel_size", "stride"), [(3, 2), (3, 1), (5, 2)])
+@pytest.mark.parametrize("size", [(8, 8), (7, 9), (1, 2)])
+def test_full_convolution_on_the_cpu_equals_the_native_one(kernel_size, stride, size):
+    keys = jax.random.split(jax.random.key(0), 3)
+    inputs = jax.random.normal(keys[0], (2, *size, 3))
+    kernel = jax.random.normal(keys[1], (kernel_size, kernel_size, 3, 4))
+    native, native_gradient = jax.vjp(lambda x, k: convolutions.native_conv(x, k, stride), inputs, kernel)
+    ours, our_gradient = jax.vjp(lambda x, k: convolutions.full_conv(x, k, stride), inputs, kernel)
+    np.testing.assert_allclose(ours, native, rtol=1e-5, atol=1e-5)
+    cotangent = jax.random.normal(keys[2], native.shape)
+    for mine, theirs in zip(our_gradient(cotangent), native_gradient(cotangent), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4)
