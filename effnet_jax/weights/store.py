@@ -207,7 +207,7 @@ def _orbax_handler() -> ocp.PyTreeCheckpointHandler:
     )
     # Compression would save an eighth of the disk and cost most of the time.
     return ocp.PyTreeCheckpointHandler(
-        use_ocdbt=True, use_zarr3=False, use_compression=False, type_handler_registry=registry
+        use_ocdbt=True, use_zarr3=True, use_compression=False, type_handler_registry=registry
     )
 
 
