@@ -155,7 +155,8 @@ def _depthwise_cpu(inputs: Array, kernel: Array, stride: int) -> Array:
     size = kernel.shape[0]
     height, width = (-(-side // stride) for side in inputs.shape[1:3])
     padded = _pad(inputs, size, stride)
-    return sum(_window(padded, u, v, height, width, stride) * kernel[u, v, 0] for u, v in _taps(size))  # type: ignore
+    terms = [_window(padded, u, v, height, width, stride) * kernel[u, v, 0] for u, v in _taps(size)]
+    return functools.reduce(jnp.add, terms)
 
 
 def _depthwise_cpu_gradient(inputs: Array, kernel: Array, cotangent: Array, stride: int) -> tuple[Array, Array]:
