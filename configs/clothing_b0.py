@@ -6,7 +6,8 @@
 The classifier alone first; then the deeper half of the network with it, at a low rate and with stronger augmentation.
 For another folder of photographs: --config.data.name=FOLDER.
 
-Wall time and accuracies on 2 CPU cores, over seeds: docs/results.md.
+Over three seeds on 900 photographs (341 for validation, 372 for test): test 86.9 ± 0.6 % after the classifier alone,
+90.4 ± 0.7 % at the end; validation 85.8 ± 0.4 % and 88.9 ± 1.1 %. 13 minutes on one CPU core: docs/results.md.
 """
 
 from ml_collections import ConfigDict
