@@ -7,7 +7,7 @@ The classifier alone first; then the deeper half of the network with it, at a lo
 For another folder of photographs: --config.data.name=FOLDER.
 
 Over three seeds on 900 photographs (341 for validation, 372 for test): test 86.9 ± 0.6 % after the classifier alone,
-90.4 ± 0.7 % at the end; validation 85.8 ± 0.4 % and 88.9 ± 1.1 %. 13 minutes on one CPU core: docs/results.md.
+90.4 ± 0.7 % at the end; validation 85.8 ± 0.4 % and 88.9 ± 1.1 %. 7 minutes on 2 CPU cores: docs/results.md.
 """
 
 from ml_collections import ConfigDict
