@@ -322,7 +322,7 @@ def _check_phase(phase: Mapping[str, Any], config: Mapping[str, Any], where: str
     if phase["nesterov"] and (phase["optimizer"] != "sgd" or not phase["momentum"]):
         raise ConfigError(f"{where}.nesterov goes with optimizer='sgd' and a momentum, not with {phase['optimizer']!r}")
     plan = make_plan(config, phase)
-    if not config["weights"] and plan.batch_norm == "frozen" and plan.trained_units != ("classifier",):
+    if not config["weights"] and plan.batch_norm == "frozen" and plan.trains_trunk:
         raise ConfigError(
             f"{where} trains {plan.first_trained!r} from scratch with batch_norm='frozen', whose statistics would "
             "stay as initialised: set batch_norm='train', or give config.weights"

@@ -65,6 +65,16 @@ class FreezePlan:
         return tuple(unit for unit in self.units if unit in chosen)
 
     @property
+    def trains_classifier(self) -> bool:
+        """Whether the classifier moves: a fresh one must, before anything behind it can learn."""
+        return "classifier" in self.trained_units
+
+    @property
+    def trains_trunk(self) -> bool:
+        """Whether any unit but the classifier moves."""
+        return self.trained_units != ("classifier",)
+
+    @property
     def first_trained(self) -> str:
         """The trained unit that is nearest to the input."""
         return self.trained_units[0]

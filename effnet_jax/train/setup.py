@@ -90,7 +90,7 @@ def keeps_classifier(config: Mapping[str, Any], metadata: Metadata | None, class
     """
     if metadata and metadata.num_classes == len(class_names) and metadata.class_names in ((), class_names):
         return True
-    if metadata and "classifier" not in make_plan(config, config["phases"][0]).trained_units:
+    if metadata and not make_plan(config, config["phases"][0]).trains_classifier:
         raise ConfigError(
             f"the weights have {metadata.num_classes or 'no'} classes, the data {len(class_names)} or others, so "
             "the classifier starts fresh, but the first phase does not train it: add 'classifier' to phases[0].train"

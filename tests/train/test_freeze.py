@@ -18,6 +18,8 @@ def test_patterns_name_whole_units():
     assert FreezePlan("b0", ("classifier", "block2")).trained_units == ("block2a", "block2b", "classifier")
     assert FreezePlan("b0", ("block6d:",)).trained_units == ("block6d", "block7a", "top", "classifier")
     assert FreezePlan("b0", ("block6:",)).trained_units[0] == "block6a"
+    assert FreezePlan("b0", ("block7:",)).trains_classifier and FreezePlan("b0", ("block7:",)).trains_trunk
+    assert not FreezePlan("b0", ("classifier",)).trains_trunk and not FreezePlan("b0", ("top",)).trains_classifier
     assert FreezePlan("b0", "all").trained_units == FreezePlan("b0", ("stem:",)).trained_units
 
 
