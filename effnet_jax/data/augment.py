@@ -55,6 +55,11 @@ def make_augment(settings: Mapping[str, Any], *, resolution: int, num_classes: i
     return functools.partial(_augment, settings=read_settings(settings), resolution=resolution, classes=num_classes)
 
 
+def soft_targets(labels: Array, classes: int, smoothing: float = 0.0) -> Array:
+    """Targets of the loss: one-hot, with `smoothing` of it spread over all classes: [N] → [N, classes]."""
+    return jax.nn.one_hot(labels, classes, dtype=jnp.float32) * (1 - smoothing) + smoothing / classes
+
+
 def _augment(
     batch: Mapping[str, Array], keys: Array, *, settings: AugmentSettings, resolution: int, classes: int
 ) -> tuple[Array, Array]:
@@ -80,8 +85,7 @@ def _augment(
         planes = jax.vmap(functools.partial(mix.cut_out, side=settings.cutout))(keys_for(_CUTOUT), planes)
     if settings.erase:
         planes = jax.vmap(functools.partial(mix.erase, probability=settings.erase))(keys_for(_ERASE), planes)
-    targets = jax.nn.one_hot(batch["label"], classes, dtype=jnp.float32)
-    targets = targets * (1 - settings.label_smoothing) + settings.label_smoothing / classes
+    targets = soft_targets(batch["label"], classes, settings.label_smoothing)
     if settings.mixup or settings.cutmix:
         planes, targets = mix.mix(keys_for(_MIX), planes, targets, settings.mixup, settings.cutmix)
     return to_pixels(planes), targets

@@ -73,7 +73,13 @@ def step_indices(step: int, *, batch_size: int, seed: int, count: int) -> np.nda
     return indices
 
 
-def _share(batch_size: int, process_index: int, process_count: int) -> slice:
+def step_epochs(step: int, *, batch_size: int, count: int) -> np.ndarray:
+    """The epoch, from 0, that each example of one step's global batch belongs to: int32 [batch_size]."""
+    return (np.arange(step * batch_size, (step + 1) * batch_size) // count).astype(np.int32)
+
+
+def process_share(batch_size: int, process_index: int, process_count: int) -> slice:
+    """The part of a global batch that a process takes. Raises ConfigError where it cannot be shared evenly."""
     if batch_size < 1 or batch_size % process_count:
         raise ConfigError(
             f"batch_size {batch_size} cannot be shared by {process_count} processes: make it a multiple of "
@@ -131,28 +137,60 @@ def train_batches(
     Returns:
       An iterator of dicts: `image` uint8 [B, S, S, 3] (small images: [B, h, w, 3]), `aspect` float32 [B] (width /
       height of the photograph before it was squeezed; 1 for small images), `label` int32 [B], `index` int32 [B]
-      (position in the source), with B = batch_size / process_count. It raises DataError for an image that cannot be
-      decoded.
+      (position in the source), `epoch` int32 [B] (that the example is shown in, from 0), with B = batch_size /
+      process_count. It raises DataError for an image that cannot be decoded.
 
     Raises:
       ConfigError: the batch cannot be shared evenly.
     """
-    share = _share(batch_size, process_index, process_count)
-    indices = functools.partial(step_indices, batch_size=batch_size, seed=seed, count=len(source))
+    share = process_share(batch_size, process_index, process_count)
+    place = functools.partial(_shuffled, batch_size=batch_size, seed=seed, count=len(source), share=share)
+    steps = range(start_step, start_step + _ENDLESS)
+    return _training(source, steps, place, share.stop - share.start, workers=workers, size=size, cache_gib=cache_gib)
+
+
+def ordered_batches(
+    source: Source, *, batch_size: int, start: int = 0, workers: int = 0, size: int = 256, cache_gib: float = 1.0
+) -> Batches:
+    """Every example once and in order, from position `start` on, in the form of training batches.
+
+    The last batch begins anew with the first examples. Unlike `index`, the order of the rows does not change where an
+    image is skipped. Arguments and results are those of `train_batches`; each process gets everything.
+    """
+    place = functools.partial(_in_order, batch_size=batch_size, start=start, count=len(source))
+    steps = range(-(-(len(source) - start) // batch_size))
+    return _training(source, steps, place, batch_size, workers=workers, size=size, cache_gib=cache_gib)
+
+
+Place = Callable[[int], tuple[np.ndarray, np.ndarray]]  # step -> positions in the source and epochs, [B] each
+
+
+def _shuffled(step: int, *, batch_size: int, seed: int, count: int, share: slice) -> tuple[np.ndarray, np.ndarray]:
+    indices = step_indices(step, batch_size=batch_size, seed=seed, count=count)
+    return indices[share], step_epochs(step, batch_size=batch_size, count=count)[share]
+
+
+def _in_order(step: int, *, batch_size: int, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    positions = np.arange(start + step * batch_size, start + (step + 1) * batch_size)
+    return positions % count, np.zeros(batch_size, np.int32)
+
+
+def _training(
+    source: Source, steps: range, place: Place, rows: int, *, workers: int, size: int, cache_gib: float
+) -> Batches:
     in_memory = isinstance(source, ArraySource) and source.fixed_shape is not None
     cached = not in_memory and len(source) * size * size * 3 <= cache_gib * 2**30
     if cached:
         source.squares = {size: source.squares.get(size, {})}  # squares of another size have had their time
-    make = functools.partial(_train_step, source=source, indices=indices, share=share, size=size, cached=cached)
-    batch_bytes = (share.stop - share.start) * size * size * 3
-    steps = grain.MapDataset.range(start_step, start_step + _ENDLESS)
-    return _run(steps.map(make), source, inline=in_memory, workers=0 if cached else workers, batch_bytes=batch_bytes)
+    make = functools.partial(_train_step, source=source, place=place, size=size, cached=cached)
+    batches = grain.MapDataset.range(steps.start, steps.stop).map(make)
+    batch_bytes = rows * size * size * 3
+    return _run(batches, source, inline=in_memory, workers=0 if cached else workers, batch_bytes=batch_bytes)
 
 
-def _train_step(
-    step: int, *, source: Source, indices: Callable[[int], np.ndarray], share: slice, size: int, cached: bool
-) -> dict[str, Any]:
-    return _guarded(lambda: training_batch(source, indices(int(step))[share], size, cached=cached))
+def _train_step(step: int, *, source: Source, place: Place, size: int, cached: bool) -> dict[str, Any]:
+    indices, epochs = place(int(step))
+    return _guarded(lambda: {**training_batch(source, indices, size, cached=cached), "epoch": epochs})
 
 
 def evaluation_steps(count: int, batch_size: int) -> int:
@@ -217,7 +255,7 @@ def eval_batches(
       ConfigError: the batch cannot be shared evenly, or an unknown `evaluation`.
     """
     rule = evaluation_rule(source, evaluation)
-    share = _share(batch_size, process_index, process_count)
+    share = process_share(batch_size, process_index, process_count)
     native = rule == "resize" and source.fixed_shape is not None
     make = functools.partial(
         _evaluation_step,

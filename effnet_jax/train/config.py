@@ -14,6 +14,8 @@ from ml_collections import ConfigDict, config_dict
 from effnet_jax.data.augment_settings import AugmentSettings, read_settings
 from effnet_jax.errors import ConfigError, nearest
 from effnet_jax.model.variants import VARIANTS
+from effnet_jax.train.cache_plan import DTYPES as CACHE_DTYPES
+from effnet_jax.train.cache_plan import PLACES
 from effnet_jax.train.freeze import BATCH_NORM_MODES, FreezePlan
 from effnet_jax.train.optimizers import OPTIMIZERS, SCHEDULES
 from effnet_jax.train.partition import MODES, check_batch_size
@@ -95,6 +97,11 @@ PHASE_DEFAULTS: dict[str, Any] = {
     "factors": {},  # pattern of units → factor of the learning rate
     "keep_optimizer": False,  # units trained in the phase before keep their moments
     "batch_norm": "",  # "": the run's
+    "resolution": 0,  # 0: the run's
+    "views": 0,  # augmented views of each image, shown in turn; 0: a new one at every step
+    "cache": "",  # "memory" or "disk": what the frozen units make of those views is computed once
+    "cache_gib": 4.0,
+    "cache_dtype": "float16",
     "augment": {},  # what differs from the run's
 }
 
@@ -264,8 +271,7 @@ def _check_run(config: Mapping[str, Any]) -> None:
         _within(config[key], low, high, key)
     _within(config["data"]["workers"], 0, _HUGE, "data.workers")
     _within(config["data"]["cache_gib"], 0.0, _HUGE, "data.cache_gib")
-    if config["resolution"] and config["resolution"] < 32:
-        raise ConfigError(f"resolution={config['resolution']} is too small: use 32 or more")
+    _check_resolution(config["resolution"], "resolution")
     if config["dropout"] is not None:
         if isinstance(config["dropout"], bool) or not isinstance(config["dropout"], int | float):
             raise ConfigError(f"dropout={config['dropout']!r} needs a number below 1, or None for the variant's")
@@ -298,6 +304,11 @@ def check_devices(config: Mapping[str, Any], devices: int) -> None:
             )
 
 
+def _check_resolution(resolution: int, place: str) -> None:
+    if resolution and resolution < 32:
+        raise ConfigError(f"{place}={resolution} is too small: use 32 or more")
+
+
 def _check_phase(phase: Mapping[str, Any], config: Mapping[str, Any], where: str) -> None:
     _choose(phase["optimizer"], OPTIMIZERS, f"{where}.optimizer")
     _choose(phase["schedule"], SCHEDULES, f"{where}.schedule")
@@ -317,8 +328,11 @@ def _check_phase(phase: Mapping[str, Any], config: Mapping[str, Any], where: str
         ("weight_decay", 0.0, _HUGE),
         ("clip_norm", 0.0, _HUGE),
         ("layer_decay", 1e-6, 1.0),
+        ("views", 0, _HUGE),
+        ("cache_gib", 0.0, _HUGE),
     ):
         _within(phase[key], low, high, f"{where}.{key}")
+    _check_resolution(phase["resolution"], f"{where}.resolution")
     if phase["nesterov"] and (phase["optimizer"] != "sgd" or not phase["momentum"]):
         raise ConfigError(f"{where}.nesterov goes with optimizer='sgd' and a momentum, not with {phase['optimizer']!r}")
     plan = make_plan(config, phase)
@@ -333,3 +347,23 @@ def _check_phase(phase: Mapping[str, Any], config: Mapping[str, Any], where: str
             raise ConfigError(f"{where}.factors[{pattern!r}]={factor!r} needs a number from 0")
     read_settings(phase["augment"], where=f"{where}.augment")
     read_settings(augment_settings(config, phase), where=f"augment with {where}.augment")
+    if phase["cache"]:
+        _check_cache(phase, plan, read_settings(augment_settings(config, phase)), where)
+
+
+def _check_cache(phase: Mapping[str, Any], plan: FreezePlan, augment: AugmentSettings, where: str) -> None:
+    _choose(phase["cache"], PLACES[1:], f"{where}.cache")
+    _choose(phase["cache_dtype"], CACHE_DTYPES, f"{where}.cache_dtype")
+    if plan.cut is None:
+        raise ConfigError(f"{where} trains the stem, so that no frozen output could be kept: set {where}.cache=''")
+    if not phase["views"]:
+        raise ConfigError(
+            f"{where}.cache={phase['cache']!r} keeps a fixed number of augmented views of each image, and views=0 "
+            f"makes a new one at every step: set {where}.views=1 or more, or cache=''"
+        )
+    mixed = [name for name in ("mixup", "cutmix") if getattr(augment, name)]
+    if mixed:
+        raise ConfigError(
+            f"{where}.cache={phase['cache']!r} keeps what the frozen units make of single images, and "
+            f"{' and '.join(mixed)} mixes images at every step: turn it off in {where}.augment, or set cache=''"
+        )

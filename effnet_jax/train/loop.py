@@ -5,6 +5,7 @@ This page holds the order of things; what it calls are rooms of their own.
 
 import contextlib
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Generator
@@ -21,6 +22,8 @@ from effnet_jax.data.sources.base import Source
 from effnet_jax.disk import check_space
 from effnet_jax.errors import RunError
 from effnet_jax.train import advice, export
+from effnet_jax.train.cache_fill import FOLDER as CACHE_FOLDER
+from effnet_jax.train.cache_fill import prepare_cache
 from effnet_jax.train.checkpoints import Checkpoints, Progress, state_bytes
 from effnet_jax.train.config import augment_settings, check_config, check_devices
 from effnet_jax.train.interrupt import stop_signals
@@ -36,11 +39,11 @@ from effnet_jax.train.setup import (
     make_model,
     make_phases,
     open_sources,
-    run_resolution,
 )
 from effnet_jax.train.skipped import SKIPPED, SkippedImages
 from effnet_jax.train.state import TrainState, Variables, create_state, enter_phase
 from effnet_jax.train.steps import make_eval_step, make_train_step
+from effnet_jax.train.trunk_cache import TrunkCache, cached_inputs, drop_cache
 from effnet_jax.train.workdir import CHECKPOINTS, SUMMARY, check_workdir, claim_workdir, has_checkpoints, provenance
 
 Results = dict[str, dict[str, float]]  # split → figures
@@ -53,10 +56,10 @@ class Run:
     config: ConfigDict
     sources: dict[str, Source]
     model: Any
-    resolution: int
+    workdir: Path
     crop: str
     partition: Partition
-    eval_step: Callable[..., Any]
+    eval_step: Callable[..., Any]  # (resolution, first unit) → the compiled step
     checkpoints: Checkpoints
     report: Report
     skipped: SkippedImages
@@ -96,10 +99,10 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
     # ---- data, model, phases
     sources, warnings = open_sources(config)
     class_names = tuple(sources["train"].class_names)
-    phases = make_phases(config, len(sources["train"]))
+    phases = make_phases(config, {split: len(source) for split, source in sources.items()})
     partition = make_partition(config.partition.mode)
     model = make_model(config, metadata, len(class_names))
-    resolution = run_resolution(config)
+    resolution = phases[-1].resolution
     kept = keeps_classifier(config, metadata, class_names)
     variables = None
     if not has_checkpoints(workdir):
@@ -139,20 +142,25 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
             title=f"EfficientNet {config.variant} on {Path(config.data.name).name}",
         )
         stack.callback(report.close)
-        report.start_run(config, sources, resolution, origin)
+        report.start_run(config, sources, origin)
         for warning in warnings:
             report.say(f"warning: {warning}")
         skipped = SkippedImages(workdir, report.say, active=report.active)
         skipped.update(sources)
-        eval_step = make_eval_step(model, resolution=resolution, axis_name=partition.axis_name)
+
+        @functools.cache
+        def eval_step(resolution: int, first: str | None = None) -> Callable[..., Any]:
+            step = make_eval_step(model, resolution=resolution, first=first, axis_name=partition.axis_name)
+            return partition.compile_eval_step(step)
+
         run = Run(
             config=config,
             sources=sources,
             model=model,
-            resolution=resolution,
+            workdir=workdir,
             crop=config.data.crop or (metadata.crop if metadata else "frac"),
             partition=partition,
-            eval_step=partition.compile_eval_step(eval_step),
+            eval_step=eval_step,
             checkpoints=checkpoints,
             report=report,
             skipped=skipped,
@@ -169,6 +177,7 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
             progress.results.append(finish_phase(run, phase, state, progress))
 
         # ---- what stays: weights, curves, figures
+        drop_cache(workdir / CACHE_FOLDER)
         direct = evaluation_rule(sources["train"], config.data.evaluation) == "resize"
         described = export.trained_metadata(
             workdir, config, metadata, class_names, resolution=resolution, crop=run.crop, direct=direct
@@ -213,13 +222,26 @@ def train_phase(run: Run, phase: Phase, state: TrainState, progress: Progress) -
     """
     config, report = run.config, run.report
     step = int(state.step)
+    if step == phase.end:  # a resume at the very end
+        return state
     factors = unit_factors(phase.plan, phase.keys.layer_decay, phase.keys.factors)
-    report.start_phase(phase.name, phase.plan.table(state.params), factors, phase.end - phase.start, step - phase.start)
-    augment = make_augment(
-        augment_settings(config, phase.keys),
-        resolution=run.resolution,
-        num_classes=len(run.sources["train"].class_names),
+    report.start_phase(f"{phase.name}, {phase.resolution}×{phase.resolution}", phase.plan.table(state.params), factors)
+    cache = prepare_cache(
+        config,
+        phase,
+        run.model,
+        state.variables,
+        run.sources,
+        crop=run.crop,
+        workdir=run.workdir,
+        report=report,
+        stopped=run.stopped,
     )
+    settings = augment_settings(config, phase.keys)
+    if cache:
+        augment = cached_inputs(run.model.num_classes, settings["label_smoothing"])
+    else:
+        augment = make_augment(settings, resolution=phase.resolution, num_classes=run.model.num_classes)
     train_step = run.partition.compile_train_step(
         make_train_step(
             run.model,
@@ -227,12 +249,15 @@ def train_phase(run: Run, phase: Phase, state: TrainState, progress: Progress) -
             phase.optimizer,
             augment,
             seed=config.seed,
+            views=phase.keys.views,
+            first=cache.plan.first if cache else None,
             ema_decay=config.ema,
             axis_name=run.partition.axis_name,
         )
     )
     meter = Meter(config.batch_size, step)
-    batches = training_stream(run, step)
+    batches = training_stream(run, phase, step, cache)
+    report.start_bar(phase.name, phase.end - phase.start, step - phase.start)
     try:
         while step < phase.end:
             state, metrics = train_step(state, next(batches))
@@ -243,7 +268,7 @@ def train_phase(run: Run, phase: Phase, state: TrainState, progress: Progress) -
                 record_steps(run, phase, meter, progress)
             if step in phase.epochs:
                 with meter.pause():
-                    results = end_epoch(run, phase, state, progress, meter, step)
+                    results = end_epoch(run, phase, state, progress, meter, step, cache)
                     run.checkpoints.save(state, progress, results.get("validation", {}).get("accuracy"))
             if reason and step < phase.end:
                 run.checkpoints.save(state, progress)
@@ -251,23 +276,31 @@ def train_phase(run: Run, phase: Phase, state: TrainState, progress: Progress) -
                 raise KeyboardInterrupt
     finally:
         batches.close()
-        report.end_phase()
+        report.end_bar()
     return state
 
 
-def training_stream(run: Run, step: int) -> Generator[dict[str, Any], None, None]:
+def training_stream(
+    run: Run, phase: Phase, step: int, cache: TrunkCache | None
+) -> Generator[dict[str, Any], None, None]:
     """Batches on the devices, from the one of the step after `step` on."""
-    batches = train_batches(
-        run.sources["train"],
-        batch_size=run.config.batch_size,
-        seed=run.config.seed,
-        start_step=step,
-        workers=run.config.data.workers,
-        size=square_size(run.resolution, run.config.data.size),
-        cache_gib=run.config.data.cache_gib,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+    order: dict[str, Any] = {
+        "batch_size": run.config.batch_size,
+        "seed": run.config.seed,
+        "start_step": step,
+        "process_index": jax.process_index(),
+        "process_count": jax.process_count(),
+    }
+    if cache:
+        batches = cache.train_batches(**order)
+    else:
+        batches = train_batches(
+            run.sources["train"],
+            workers=run.config.data.workers,
+            size=square_size(phase.resolution, run.config.data.size),
+            cache_gib=run.config.data.cache_gib,
+            **order,
+        )
     yield from prefetch(batches, run.partition.place_batch)
 
 
@@ -290,14 +323,22 @@ def record_steps(run: Run, phase: Phase, meter: Meter, progress: Progress) -> No
     run.skipped.update(run.sources)
 
 
-def end_epoch(run: Run, phase: Phase, state: TrainState, progress: Progress, meter: Meter, step: int) -> Results:
+def end_epoch(
+    run: Run,
+    phase: Phase,
+    state: TrainState,
+    progress: Progress,
+    meter: Meter,
+    step: int,
+    cache: TrunkCache | None,
+) -> Results:
     """Sums an epoch up, evaluates the validation split where it is due, records and advises. Returns its results."""
     place = {"step": step, "epoch": step / run.steps_per_epoch, "phase": phase.name}
     results: Results = {"train": mean(progress.sums, "loss", "accuracy")}
     speed = {"learning_rate": phase.learning_rate(step), "images_per_second": meter.images_per_second}
     run.report.record(**place, split="train", **results["train"], **speed)
     if step in phase.evaluations:
-        results |= evaluate(run, state, "validation")
+        results |= evaluate(run, phase, state, "validation", cache)
         for split, figures in results.items():
             if split != "train":
                 run.report.record(**place, split=split, **figures)
@@ -316,7 +357,7 @@ def end_epoch(run: Run, phase: Phase, state: TrainState, progress: Progress, met
 
 def finish_phase(run: Run, phase: Phase, state: TrainState, progress: Progress) -> dict[str, Any]:
     """Evaluates the test split at the end of a phase. Returns the phase's results for `summary.json`."""
-    results = evaluate(run, state, "test")
+    results = evaluate(run, phase, state, "test")
     for split, figures in results.items():
         epoch = phase.end / run.steps_per_epoch
         run.report.record(step=phase.end, epoch=epoch, phase=phase.name, split=split, **figures)
@@ -325,8 +366,15 @@ def finish_phase(run: Run, phase: Phase, state: TrainState, progress: Progress) 
     return {"name": phase.name, **progress.validation, **results}
 
 
-def evaluate(run: Run, state: TrainState, split: str) -> Results:
+def evaluate(run: Run, phase: Phase, state: TrainState, split: str, cache: TrunkCache | None = None) -> Results:
     """Evaluates a split exactly, over every example, with the weights and with their moving averages.
+
+    Args:
+      run: what the run works with.
+      phase: whose resolution counts.
+      state: with the weights.
+      split: of the config.
+      cache: taken for the frozen units where it holds this split and all the weights still are those it came from.
 
     Returns:
       `{split: {"loss", "accuracy", "count"}}`, and the same for `<split>_ema` with averages; nothing where the config
@@ -338,19 +386,27 @@ def evaluate(run: Run, state: TrainState, split: str) -> Results:
     if state.ema is not None:
         choices[f"{split}_ema"] = state.ema
     totals: Results = {name: {"loss": 0.0, "correct": 0.0, "count": 0.0} for name in choices}
-    batches = eval_batches(
-        run.sources[split],
-        batch_size=run.config.eval_batch_size or run.config.batch_size,
-        resolution=run.resolution,
-        crop=run.crop,
-        evaluation=run.config.data.evaluation,
-        workers=run.config.data.workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+    order: dict[str, Any] = {
+        "batch_size": run.config.eval_batch_size or run.config.batch_size,
+        "process_index": jax.process_index(),
+        "process_count": jax.process_count(),
+    }
+    if cache and cache.holds(split, *choices.values()):
+        eval_step = run.eval_step(phase.resolution, cache.plan.first)
+        batches = cache.eval_batches(split, **order)
+    else:
+        eval_step = run.eval_step(phase.resolution)
+        batches = eval_batches(
+            run.sources[split],
+            resolution=phase.resolution,
+            crop=run.crop,
+            evaluation=run.config.data.evaluation,
+            workers=run.config.data.workers,
+            **order,
+        )
     for batch in prefetch(batches, run.partition.place_batch):
         for name, variables in choices.items():
-            for key, value in run.eval_step(variables, batch).items():
+            for key, value in eval_step(variables, batch).items():
                 totals[name][key] += float(value)
     run.skipped.update(run.sources)
     return {

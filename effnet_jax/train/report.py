@@ -62,27 +62,27 @@ class Report:
             if isinstance(value, float) and key != "epoch":
                 self._board.add_scalar(f"{row['split']}/{key}", value, row["step"])
 
-    def start_run(self, config: Mapping[str, Any], sources: Mapping[str, Any], resolution: int, origin: str) -> None:
+    def start_run(self, config: Mapping[str, Any], sources: Mapping[str, Any], origin: str) -> None:
         """Prints what is about to be trained, on what."""
         images = ", ".join(f"{len(source):,} {split}" for split, source in sources.items())
         classes = len(sources["train"].class_names)
-        self.say(f"{self.title}: {images} images, {classes} classes, {resolution}×{resolution}")
+        self.say(f"{self.title}: {images} images, {classes} classes")
         device = jax.devices()[0].device_kind
         self.say(f"{origin}; {config['dtype']} on {jax.device_count()} × {device} ({config['partition']['mode']})")
 
-    def start_phase(
-        self, name: str, rows: Sequence[Mapping[str, Any]], factors: Mapping[str, float], steps: int, done: int
-    ) -> None:
-        """Prints the table of a phase and starts its progress bar.
+    def start_phase(self, name: str, rows: Sequence[Mapping[str, Any]], factors: Mapping[str, float]) -> None:
+        """Prints the table of a phase.
 
         Args:
           name: of the phase.
           rows: the plan's table.
           factors: learning-rate factor of each trained unit.
-          steps: length of the phase.
-          done: steps done already, after a resume.
         """
         self.console.print(phase_table(name, rows, factors))
+
+    def start_bar(self, name: str, total: int, done: int = 0) -> None:
+        """Starts a progress bar, in a terminal."""
+        self.end_bar()
         if self.active and self.console.is_terminal:
             columns = (
                 TextColumn("{task.description}"),
@@ -92,7 +92,7 @@ class Report:
                 TextColumn("{task.fields[figures]}"),
             )
             self._bar = Progress(*columns, console=self.console, transient=True)
-            self._task = self._bar.add_task(name, total=steps, completed=done, figures="")
+            self._task = self._bar.add_task(name, total=total, completed=done, figures="")
             self._bar.start()
 
     def advance(self, done: int, figures: str) -> None:
@@ -111,7 +111,7 @@ class Report:
         speed = f"  {meter.images_per_second:.0f} images/s" if meter.images_per_second else ""
         self.say(f"{phase} {epoch}/{epochs}  {shown}{speed}  {meter.time_left(end)}".rstrip())
 
-    def end_phase(self) -> None:
+    def end_bar(self) -> None:
         """Takes the progress bar away."""
         if self._bar:
             self._bar.stop()
@@ -125,7 +125,7 @@ class Report:
 
     def close(self) -> None:
         """Closes the files."""
-        self.end_phase()
+        self.end_bar()
         if self.active:
             self._file.close()
             self._board.close()

@@ -16,6 +16,7 @@ from effnet_jax.data.sources.checks import check_classes, check_splits
 from effnet_jax.errors import ConfigError, DataError, WeightsError
 from effnet_jax.model.efficientnet import EfficientNet, create_model
 from effnet_jax.model.variants import VARIANTS
+from effnet_jax.train.cache_plan import CachePlan, plan_cache
 from effnet_jax.train.config import make_plan
 from effnet_jax.train.freeze import FreezePlan
 from effnet_jax.train.optimizers import make_optimizer, make_schedule, phase_steps
@@ -134,6 +135,8 @@ class Phase:
       plan: what is trained.
       schedule: learning rate by the step within the phase.
       optimizer: optax chain over all parameters.
+      resolution: of its images.
+      cache: what its trunk cache holds, or None.
       start: steps before it.
       end: `start` and its own steps.
       epochs: the steps (counted from the run's start) where one of its epochs ends → number of the epoch, from 1.
@@ -144,6 +147,8 @@ class Phase:
     plan: FreezePlan
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
+    resolution: int
+    cache: CachePlan | None
     start: int
     end: int
     epochs: Mapping[int, int]
@@ -158,11 +163,19 @@ class Phase:
         return float(self.schedule(step - 1 - self.start))
 
 
-def make_phases(config: Mapping[str, Any], examples: int) -> list[Phase]:
-    """Resolves the phases of a checked config for a training split of so many examples."""
-    steps_per_epoch = examples / config["batch_size"]
+def make_phases(config: Mapping[str, Any], images: Mapping[str, int]) -> list[Phase]:
+    """Resolves the phases of a checked config.
+
+    Args:
+      config: checked.
+      images: number of images by split.
+
+    Raises:
+      ConfigError: a trunk cache does not fit its budget.
+    """
+    steps_per_epoch = images["train"] / config["batch_size"]
     phases, start = [], 0
-    for keys in config["phases"]:
+    for number, keys in enumerate(config["phases"]):
         steps = phase_steps(keys, steps_per_epoch)
         plan = make_plan(config, keys)
         schedule = make_schedule(keys, steps=steps, steps_per_epoch=steps_per_epoch, batch_size=config["batch_size"])
@@ -175,11 +188,15 @@ def make_phases(config: Mapping[str, Any], examples: int) -> list[Phase]:
         every = config["eval_every"]
         evaluations = frozenset(step for step, epoch in ends.items() if epoch % every == 0 or step == start + steps)
         optimizer = make_optimizer(keys, plan, schedule)
-        phases.append(Phase(keys, plan, schedule, optimizer, start, start + steps, ends, evaluations))
+        resolution = phase_resolution(config, keys)
+        cache = plan_cache(keys, plan, resolution=resolution, images=images, where=f"phases[{number}]")
+        phases.append(
+            Phase(keys, plan, schedule, optimizer, resolution, cache, start, start + steps, ends, evaluations)
+        )
         start += steps
     return phases
 
 
-def run_resolution(config: Mapping[str, Any]) -> int:
-    """The resolution of a run: the config's, else the variant's."""
-    return int(config["resolution"]) or VARIANTS[config["variant"]].resolution
+def phase_resolution(config: Mapping[str, Any], phase: Mapping[str, Any]) -> int:
+    """The resolution of a phase: its own, else the config's, else the variant's."""
+    return int(phase["resolution"]) or int(config["resolution"]) or VARIANTS[config["variant"]].resolution

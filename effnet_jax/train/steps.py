@@ -27,14 +27,30 @@ def example_keys(seed: int, purpose: int, step: jax.Array, index: jax.Array) -> 
     Args:
       seed: of the run.
       purpose: one of the `PURPOSE_…` numbers.
-      step: steps done before this one.
+      step: steps done before this one, int [], or a number for each example, int [N].
       index: position of each example in the source, int [N].
 
     Returns:
       N keys.
     """
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), step)
-    return jax.vmap(lambda example: jax.random.fold_in(key, example))(index)
+    key = jax.random.fold_in(jax.random.key(seed), purpose)
+    steps = jnp.broadcast_to(step, index.shape)
+    return jax.vmap(lambda step, example: jax.random.fold_in(jax.random.fold_in(key, step), example))(steps, index)
+
+
+def view_keys(seed: int, step: jax.Array, batch: Batch, views: int = 0) -> jax.Array:
+    """Returns the keys that a step augments its examples with.
+
+    Args:
+      seed: of the run.
+      step: steps done before this one.
+      batch: with `index` and `epoch`, int [N].
+      views: how many views of each example are shown in turn, one an epoch; 0: a new one at every step.
+
+    Returns:
+      N keys.
+    """
+    return example_keys(seed, PURPOSE_AUGMENT, batch["epoch"] % views if views else step, batch["index"])
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -49,6 +65,8 @@ def make_train_step(
     augment: Augment,
     *,
     seed: int,
+    views: int = 0,
+    first: str | None = None,
     ema_decay: float = 0.0,
     axis_name: str | None = None,
 ) -> TrainStep:
@@ -63,6 +81,8 @@ def make_train_step(
       optimizer: from `make_optimizer`.
       augment: from `make_augment`: (batch, N keys) → (images [N, R, R, 3], soft targets [N, classes]).
       seed: of the run.
+      views: see `view_keys`.
+      first: the unit to start from, where `augment` gives what that unit takes instead of images; None is the stem.
       ema_decay: of the moving averages; 0: none are kept.
       axis_name: the mapped axis over which gradients, statistics and metrics are averaged (`pmap`), or None where one
         program sees the global batch (`pjit`).
@@ -76,18 +96,20 @@ def make_train_step(
         return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        images, targets = augment(batch, example_keys(seed, PURPOSE_AUGMENT, state.step, batch["index"]))
+        inputs, targets = augment(batch, view_keys(seed, state.step, batch, views))
         noise = example_keys(seed, PURPOSE_MODEL, state.step, batch["index"])
         trained, frozen = plan.split(state.params)
 
         def loss_of(trained: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
             logits, updates = model.apply(
                 {"params": plan.merge(trained, frozen), "batch_stats": state.batch_stats},
-                images,
+                inputs,
+                first=first,
                 train=plan.stochastic_units,
                 update_batch_norm=plan.batch_norm_units,
                 key=noise,
                 mutable=["batch_stats"],
+                method="run",
             )
             return jnp.mean(cross_entropy(logits, targets)), (logits, updates["batch_stats"])
 
@@ -114,12 +136,13 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(model: Any, *, resolution: int, axis_name: str | None = None) -> EvalStep:
+def make_eval_step(model: Any, *, resolution: int, first: str | None = None, axis_name: str | None = None) -> EvalStep:
     """Makes the evaluation step: sums over a batch, so that adding them up is exact for any number of examples.
 
     Args:
       model: from `create_model`.
       resolution: side of the images; small ones arrive as uint8 and are resized here.
+      first: the unit to start from, where `image` holds what that unit takes; None is the stem.
       axis_name: the mapped axis over which the sums are added (`pmap`), or None.
 
     Returns:
@@ -127,10 +150,9 @@ def make_eval_step(model: Any, *, resolution: int, axis_name: str | None = None)
     """
 
     def eval_step(variables: Variables, batch: Batch) -> Metrics:
-        images = batch["image"]
-        if images.dtype == jnp.uint8:
-            images = resize_on_device(images, resolution)
-        logits = model.apply(variables, images)
+        inputs = batch["image"]
+        inputs = resize_on_device(inputs, resolution) if inputs.dtype == jnp.uint8 else inputs.astype(jnp.float32)
+        logits = model.apply(variables, inputs, first=first, method="run")
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         correct = (jnp.argmax(logits, -1) == batch["label"]).astype(jnp.float32)
         mask = batch["mask"]

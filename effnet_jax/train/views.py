@@ -17,8 +17,8 @@ from effnet_jax.data.sources import open_source
 from effnet_jax.data.sources.base import ArraySource, Source
 from effnet_jax.errors import ConfigError, WeightsError, nearest
 from effnet_jax.train.config import augment_settings, check_config
-from effnet_jax.train.setup import check_weights, run_resolution
-from effnet_jax.train.steps import PURPOSE_AUGMENT, example_keys
+from effnet_jax.train.setup import check_weights, phase_resolution
+from effnet_jax.train.steps import view_keys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ def collect_views(config: Any, *, phase: str = "", step: int = 0, count: int = 2
         raise ConfigError(f"the config has no phase {phase!r}: {nearest(phase, names)}")
     chosen = config.phases[names.index(phase) if phase else 0]
     source = open_source(config.data, "train")
-    resolution = run_resolution(config)
+    resolution = phase_resolution(config, chosen)
     batches = train_batches(
         source,
         batch_size=config.batch_size,
@@ -75,7 +75,7 @@ def collect_views(config: Any, *, phase: str = "", step: int = 0, count: int = 2
     settings = augment_settings(config, chosen)
     augment = jax.jit(make_augment(settings, resolution=resolution, num_classes=len(source.class_names)))
     # The whole batch, since mixing takes partners from all of it.
-    keys = example_keys(config.seed, PURPOSE_AUGMENT, jnp.int32(step), jnp.asarray(batch["index"]))
+    keys = view_keys(config.seed, jnp.int32(step), jax.tree.map(jnp.asarray, batch), chosen.views)
     training, targets = augment(batch, keys)
     positions = batch["index"][:count]
     crop = _crop_rule(config)

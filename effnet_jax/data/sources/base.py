@@ -6,6 +6,7 @@ evaluated without a crop, where photographs are decoded and brought to one size 
 """
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -120,6 +121,24 @@ class EncodedSource:
 
 
 Source = ArraySource | EncodedSource
+
+
+def fingerprint(source: Source) -> str:
+    """Returns a hash of all images and labels of a source, in their order."""
+    digest = hashlib.sha256()
+    if isinstance(source, ArraySource):
+        digest.update(f"{source.images.shape}".encode())
+        digest.update(np.ascontiguousarray(source.images).data)
+        digest.update(np.ascontiguousarray(source.labels).data)
+        return digest.hexdigest()
+    for index in range(len(source)):
+        try:
+            data, label, _ = source.encoded(index)
+        except DataError as error:  # a bad image is what it is, and may be skipped
+            data, label = str(error).encode(), -1
+        digest.update(f"{label} {len(data)} ".encode())
+        digest.update(data)
+    return digest.hexdigest()
 
 
 def expand(path: str | os.PathLike) -> str:

@@ -1,0 +1,160 @@
+"""The trunk cache: the outputs of a frozen prefix, computed once for a phase's views and read again in every epoch.
+
+Where the classifier alone is trained these are pooled features, and a step costs one small matrix product instead of
+the whole network. The cache holds `views` augmented views of every training image (epoch e shows view e mod `views`)
+and the validation images as they are evaluated. Each host computes and keeps all of them, since the shuffled order may
+ask any host for any example.
+"""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from effnet_jax.data.augment import soft_targets
+from effnet_jax.data.loader import Batches, process_share, step_epochs, step_indices
+from effnet_jax.disk import check_space
+from effnet_jax.train.cache_plan import CachePlan, trunk_hash
+from effnet_jax.train.report import write_json
+from effnet_jax.train.state import Variables
+from effnet_jax.train.steps import Augment, Batch
+
+_RECORD = "cache.json"
+_ROWS_BETWEEN_RECORDS = 4096
+
+
+def cached_inputs(classes: int, smoothing: float) -> Augment:
+    """Returns what takes the place of augmentation in a step on cached outputs: (batch, keys) → (outputs, targets)."""
+
+    def inputs(batch: Batch, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+        del keys
+        return batch["image"].astype(jnp.float32), soft_targets(batch["label"], classes, smoothing)
+
+    return inputs
+
+
+@dataclasses.dataclass
+class TrunkCache:
+    """A cache and how much of it is filled.
+
+    Attributes:
+      plan: what it holds.
+      key: hash of what its numbers depend on.
+      trunk: hash of the weights that they come from.
+      arrays: by split the outputs, [views · N, …] or [N, …], and in `<split>_label`, `<split>_index` int32 [N].
+      done: rows that are filled, by split.
+      folder: where it is on disk; None in memory.
+    """
+
+    plan: CachePlan
+    key: str
+    trunk: str
+    arrays: dict[str, np.ndarray]
+    done: dict[str, int]
+    folder: Path | None
+
+    @property
+    def missing(self) -> int:
+        """Rows that are not filled yet."""
+        return sum(self.plan.rows.values()) - sum(self.done.values())
+
+    def holds(self, split: str, *variables: Variables) -> bool:
+        """Whether the outputs of a split are kept, and all of some variables have the weights that they came from."""
+        return split in self.arrays and all(trunk_hash(self.plan, choice) == self.trunk for choice in variables)
+
+    def train_batches(
+        self, *, batch_size: int, seed: int, start_step: int, process_index: int, process_count: int
+    ) -> Batches:
+        """Endless training batches, the examples those of `loader.train_batches`, with outputs in place of `image`."""
+        share = process_share(batch_size, process_index, process_count)
+        count, step = self.plan.images["train"], start_step
+        while True:
+            indices = step_indices(step, batch_size=batch_size, seed=seed, count=count)[share]
+            epochs = step_epochs(step, batch_size=batch_size, count=count)[share]
+            rows = epochs % self.plan.views * count + indices
+            yield {"image": self.arrays["train"][rows], "epoch": epochs, **self._about("train", indices)}
+            step += 1
+
+    def eval_batches(self, split: str, *, batch_size: int, process_index: int, process_count: int) -> Batches:
+        """Evaluation batches as those of `loader.eval_batches`, with outputs in place of `image`."""
+        share = process_share(batch_size, process_index, process_count)
+        for start in range(0, self.plan.images[split], batch_size):
+            positions = np.arange(start, start + batch_size)[share]
+            inside = positions < self.plan.images[split]
+            rows = np.where(inside, positions, 0)
+            about = self._about(split, rows)
+            # An image that was skipped has index -1.
+            mask = (inside & (about["index"] >= 0)).astype(np.float32)
+            yield {"image": self.arrays[split][rows], "mask": mask, **about}
+
+    def _about(self, split: str, rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: self.arrays[f"{split}_{name}"][rows] for name in ("label", "index")}
+
+    def write(self, split: str, rows: np.ndarray, outputs: np.ndarray, batch: dict[str, np.ndarray]) -> None:
+        """Fills rows that follow the filled ones."""
+        self.arrays[split][rows] = outputs
+        positions = rows % self.plan.images[split]
+        for name in ("label", "index"):
+            self.arrays[f"{split}_{name}"][positions] = batch[name]
+        before = self.done[split]
+        self.done[split] = int(rows[-1]) + 1
+        if self.folder and before // _ROWS_BETWEEN_RECORDS != self.done[split] // _ROWS_BETWEEN_RECORDS:
+            self.record()
+
+    def record(self) -> None:
+        """Writes down how far a cache on disk is filled, once its rows are there."""
+        if self.folder:
+            for array in self.arrays.values():
+                assert isinstance(array, np.memmap)
+                array.flush()
+            write_json(self.folder / _RECORD, {"key": self.key, "done": self.done})
+
+
+def open_cache(plan: CachePlan, key: str, trunk: str, folder: Path) -> TrunkCache:
+    """Makes the arrays of a cache, or opens those of the same key on disk; of another key they are thrown away.
+
+    Args:
+      plan: what it holds.
+      key: from `cache_key`.
+      trunk: from `trunk_hash`.
+      folder: for a cache on disk.
+
+    Raises:
+      DiskError: there is too little room.
+    """
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {}
+    for split, rows in plan.rows.items():
+        shapes[split] = ((rows, *plan.shape), jnp.dtype(plan.dtype))
+        shapes |= {f"{split}_{name}": ((plan.images[split],), np.dtype(np.int32)) for name in ("label", "index")}
+    done = dict.fromkeys(plan.rows, 0)
+    if plan.place == "memory":
+        return TrunkCache(plan, key, trunk, {name: np.empty(*shape) for name, shape in shapes.items()}, done, None)
+    known = _read_record(folder)
+    again = known.get("key") == key
+    if not again:
+        drop_cache(folder)
+        check_space(folder, plan.bytes, "the trunk cache")
+        folder.mkdir(parents=True)
+    done = known["done"] if again else done
+    arrays: dict[str, np.ndarray] = {
+        name: np.memmap(folder / f"{name}.bin", dtype, "r+" if again else "w+", shape=shape)
+        for name, (shape, dtype) in shapes.items()
+    }
+    return TrunkCache(plan, key, trunk, arrays, done, folder)
+
+
+def drop_cache(folder: Path) -> None:
+    """Deletes a cache on disk, if there is one."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none, or cut off: as good as none
+        return {}
