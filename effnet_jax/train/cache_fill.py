@@ -26,6 +26,7 @@ from effnet_jax.train.steps import PURPOSE_AUGMENT, Augment, Batch, example_keys
 from effnet_jax.train.trunk_cache import TrunkCache, open_cache
 
 FOLDER = "trunk_cache"
+_SECONDS_TO_ESTIMATE = 5.0
 
 
 def prepare_cache(
@@ -116,17 +117,16 @@ def prepare_cache(
 def _run_fill(cache: TrunkCache, fill: Generator[int], report: Report, stopped: Callable[[], str | None]) -> None:
     """Fills, with a bar and an estimate of the time, until it is done or a signal comes."""
     total = cache.missing
-    began = first = 0.0
+    began, first, told = time.monotonic(), total, False
     report.start_bar("trunk cache", total)
     for missing in fill:
-        done = total - missing
-        if not began:  # the first batch compiled
-            began, first = time.monotonic(), done
-        elif first:
-            left = (time.monotonic() - began) / (done - first) * missing
-            if left > 60 and done < 3 * first:
-                report.say(f"trunk cache: about {duration(left)}, once")
-        report.advance(done, "")
+        if first == total:  # the first batch compiled
+            began, first = time.monotonic(), missing
+        taken = time.monotonic() - began
+        if taken > _SECONDS_TO_ESTIMATE and not told:
+            told = True
+            report.say(f"trunk cache: about {duration(taken / (first - missing) * missing)}, once")
+        report.advance(total - missing, "")
         if stopped():
             cache.record()
             break

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -237,6 +237,8 @@ def train_phase(run: Run, phase: Phase, state: TrainState, progress: Progress) -
         report=report,
         stopped=run.stopped,
     )
+    if cache and cache.missing:
+        stop(run, state, progress, str(run.stopped()))
     settings = augment_settings(config, phase.keys)
     if cache:
         augment = cached_inputs(run.model.num_classes, settings["label_smoothing"])
@@ -271,13 +273,18 @@ def train_phase(run: Run, phase: Phase, state: TrainState, progress: Progress) -
                     results = end_epoch(run, phase, state, progress, meter, step, cache)
                     run.checkpoints.save(state, progress, results.get("validation", {}).get("accuracy"))
             if reason and step < phase.end:
-                run.checkpoints.save(state, progress)
-                report.say(f"stopped by {reason} after step {step}; the same command goes on from there")
-                raise KeyboardInterrupt
+                stop(run, state, progress, reason)
     finally:
         batches.close()
         report.end_bar()
     return state
+
+
+def stop(run: Run, state: TrainState, progress: Progress, reason: str) -> NoReturn:
+    """Saves the state and leaves. Raises KeyboardInterrupt."""
+    run.checkpoints.save(state, progress)
+    run.report.say(f"stopped by {reason} after step {int(state.step)}; the same command goes on from there")
+    raise KeyboardInterrupt
 
 
 def training_stream(

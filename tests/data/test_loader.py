@@ -71,6 +71,7 @@ def test_small_batches_hold_what_their_index_says():
             "aspect": ("float32", (6,)),
             "label": ("int32", (6,)),
             "index": ("int32", (6,)),
+            "epoch": ("int32", (6,)),
         }
         assert np.array_equal(batch["image"], source.images[batch["index"]])
         assert np.array_equal(batch["label"], source.labels[batch["index"]])
