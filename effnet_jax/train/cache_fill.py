@@ -117,15 +117,17 @@ def prepare_cache(
 def _run_fill(cache: TrunkCache, fill: Generator[int], report: Report, stopped: Callable[[], str | None]) -> None:
     """Fills, with a bar and an estimate of the time, until it is done or a signal comes."""
     total = cache.missing
-    began, first, told = time.monotonic(), total, False
+    began, first, told = time.monotonic(), total, 0.0
     report.start_bar("trunk cache", total)
     for missing in fill:
         if first == total:  # the first batch compiled
             began, first = time.monotonic(), missing
         taken = time.monotonic() - began
-        if taken > _SECONDS_TO_ESTIMATE and not told:
-            told = True
-            report.say(f"trunk cache: about {duration(taken / (first - missing) * missing)}, once")
+        # After some seconds, then ever more rarely: the only sign of life where there is no bar.
+        if first > missing and taken > max(_SECONDS_TO_ESTIMATE, 3 * told):
+            told = taken
+            left = duration(taken / (first - missing) * missing)
+            report.say(f"trunk cache: {1 - missing / total:.0%} done, about {left} left")
         report.advance(total - missing, "")
         if stopped():
             cache.record()
