@@ -115,6 +115,25 @@ def phase(**keys: Any) -> ConfigDict:
     return ConfigDict(_complete(keys, PHASE_DEFAULTS, "phase"), type_safe=False)
 
 
+def shrink(config: ConfigDict, *, resolution: int = 64, batch_size: int = 16) -> ConfigDict:
+    """Makes a recipe so small that it runs in about a minute: small images, and a few steps of each phase.
+
+    Args:
+      config: complete; changed in place.
+      resolution: of all phases.
+      batch_size: at most.
+
+    Returns:
+      The config. Its `data` stays: a large set needs smaller splits, such as `train[:256]`.
+    """
+    config.resolution = resolution
+    config.batch_size = min(config.batch_size, batch_size)
+    config.log_every = 1
+    for keys in config.phases:
+        keys.update(epochs=0.0, steps=4, resolution=0, warmup=min(keys["warmup"], 1.0))
+    return config
+
+
 def check_config(config: Mapping[str, Any] | ConfigDict) -> ConfigDict:
     """Checks a config and completes it with defaults, without touching data or weights.
 
