@@ -107,7 +107,7 @@ def test_a_plateau_lowers_the_rate_between_steps_only(mode):
     batch = partition.place_batch({"index": np.arange(8)})
     state = partition.place_state(optimizer.init(params))
     rates = []
-    # Validation losses: two that fall (the second one too little to count as lower), and then one plateau after another.
+    # The third loss is lower by too little to count; 0.4 is the next that counts.
     for loss in (1.0, 0.5, 0.49999, 0.7, 0.6, 0.5, 0.4, 0.4):
         for _ in range(2):
             state, moved = compiled(state, batch)
