@@ -8,6 +8,7 @@ Figures = Mapping[str, float]  # accuracy and loss
 
 OVERFITTING = 0.15  # training accuracy above validation
 BORDER_LOSS = 0.02  # of validation accuracy, at an unfreezing
+SMALL_BATCH = 64  # images a step, whose noise regularises
 
 
 def after_first_epoch(phase: Mapping[str, Any], loss: float, num_classes: int) -> list[str]:
@@ -15,13 +16,18 @@ def after_first_epoch(phase: Mapping[str, Any], loss: float, num_classes: int) -
     guessing = math.log(num_classes)
     if num_classes < 2 or loss <= 1.1 * guessing:
         return []
-    rate = phase["learning_rate"]
-    lower = f"learning_rate={rate / 10:g}"
-    momentum = " and momentum=0.9" if phase["momentum"] > 0.9 else ""
-    rule = " with optimizer='sgd' or 'adam'" if phase["optimizer"] == "rmsprop" else ""
+    cause, cure = "the learning rate is", f"learning_rate={phase['learning_rate'] / 10:g}"
+    if phase["optimizer"] == "rmsprop" and phase["momentum"]:
+        cause = (
+            f"rmsprop with momentum={phase['momentum']:g}, the recipe for training from scratch, is the usual culprit: "
+            "its learning rate or momentum is"
+        )
+        cure = f"optimizer='sgd' or 'adamw', or momentum=0.0, with {cure}"
+    elif phase["momentum"] > 0.9:
+        cause, cure = "the learning rate or the momentum is", f"{cure}, momentum=0.9"
     return [
         f"the loss after the first epoch, {loss:.2f}, is above log(classes) = {guessing:.2f}, which guessing reaches: "
-        f"the learning rate is too high for these weights. Try {lower}{momentum}{rule}, or a warm-up of an epoch"
+        f"{cause} too high for these weights. Try {cure}, or a warm-up of an epoch"
     ]
 
 
@@ -32,34 +38,41 @@ def at_border(before: Figures | None, after: Figures | None, batch_norm: str) ->
     fall = before["accuracy"] - after["accuracy"]
     if fall <= BORDER_LOSS:
         return []
-    cure = "try a third of the learning rate"
+    cure = "the learning rate is too high for units that were not trained before. Try a third of it"
     if batch_norm == "train":
-        cure = "keep batch_norm='frozen' for transferred weights"
+        cure = "keep batch_norm='frozen' for transferred weights; if it is not that, try a third of the learning rate"
     return [
         f"validation accuracy fell by {100 * fall:.1f} points at the unfreezing "
         f"({100 * before['accuracy']:.1f} % → {100 * after['accuracy']:.1f} %): {cure}, and a warm-up of an epoch"
     ]
 
 
-def at_end(train: Figures | None, validation: Figures | None) -> list[str]:
+def at_end(phase: Mapping[str, Any], batch_size: int, train: Figures | None, validation: Figures | None) -> list[str]:
     """Advice on the last epoch of a phase: training far above validation."""
     if not train or not validation:
         return []
     gap = train["accuracy"] - validation["accuracy"]
     if gap <= OVERFITTING:
         return []
+    batch = f", batch_size={SMALL_BATCH}" if batch_size > SMALL_BATCH else ""
     return [
-        f"training accuracy is {100 * gap:.0f} points above validation: the phase learns its images by heart. Stronger "
-        "augment (shift, zoom, randaugment, mixup), label_smoothing=0.1, weight_decay, fewer epochs or fewer trained "
-        "units help; more images help most"
+        f"training accuracy is {100 * gap:.0f} points above validation: the phase learns its images by heart "
+        f"(overfitting). What helps: a lower rate (learning_rate={phase['learning_rate'] / 3:.2g}); stronger augment "
+        f"(shift, zoom, randaugment, mixup, label_smoothing=0.1), more weight_decay and dropout{batch}; fewer epochs; "
+        "units that are unfrozen phase by phase, and fewer of them. More images help most"
     ]
 
 
 def not_finite(step: int, phase: Mapping[str, Any], last_good: int | None) -> str:
     """The message of a run that stops because its loss is no number."""
     saved = f"the last good checkpoint is step {last_good}" if last_good is not None else "no checkpoint was saved yet"
+    cures = [f"learning_rate={phase['learning_rate'] / 10:g}"]
+    if phase["optimizer"] == "rmsprop" and phase["momentum"]:
+        cures.append("optimizer='sgd' or 'adamw'")
+    cures.append("a warm-up of an epoch")
+    if not phase["clip_norm"]:
+        cures.append("clip_norm=1.0")
     return (
         f"the loss is not finite at step {step} of phase {phase['name']!r}; {saved}. The learning rate is the first "
-        f"suspect: try learning_rate={phase['learning_rate'] / 10:g}, a warm-up of an epoch or clip_norm=1.0, and "
-        "another --workdir, since the config differs"
+        f"suspect: try {', '.join(cures[:-1])} or {cures[-1]}, and another --workdir, since the config differs"
     )

@@ -69,7 +69,10 @@ def default_config() -> ConfigDict:
                 "crop": "",  # "": as the weights were evaluated
             },
             "augment": {name: _any(value) if name in _OPEN else value for name, value in AUGMENT_DEFAULTS.items()},
-            "partition": {"mode": "pjit"},
+            "partition": {
+                "mode": "pjit",
+                "batch_norm_group": 0,  # replicas that share batch statistics under pmap; 0: all, 1: each has its own
+            },
             "checkpoint": {"keep": 2},  # the newest ones; the best is kept besides
             "phases": (),
         }
@@ -90,9 +93,12 @@ PHASE_DEFAULTS: dict[str, Any] = {
     "warmup": 0.0,  # in epochs, or in steps where the phase is given in steps; decay_every too
     "decay_rate": 0.97,
     "decay_every": 2.4,
+    "plateau_factor": 0.3,  # of the learning rate, each time that the validation loss stops falling
+    "plateau_patience": 3,  # evaluations without a lower validation loss, before that
     "weight_decay": 0.0,
     "decay_biases": True,
     "clip_norm": 0.0,  # 0: no clipping
+    "sam": 0.0,  # radius rho of sharpness-aware minimisation, such as 0.05; 0: off. A step costs two gradients
     "layer_decay": 1.0,
     "factors": {},  # pattern of units → factor of the learning rate
     "keep_optimizer": False,  # units trained in the phase before keep their moments
@@ -157,6 +163,7 @@ def check_config(config: Mapping[str, Any] | ConfigDict) -> ConfigDict:
     _check_run(complete)
     for index, keys in enumerate(complete["phases"]):
         _check_phase(keys, complete, f"phases[{index}]")
+        _check_kept_optimizer(keys, complete["phases"][:index], f"phases[{index}]")
     names = [keys["name"] for keys in complete["phases"]]
     if len(set(names)) < len(names):
         raise ConfigError(f"phases need different names, not {', '.join(names)}")
@@ -288,6 +295,12 @@ def _check_run(config: Mapping[str, Any]) -> None:
         ("ema", 0.0, 0.999999),
     ):
         _within(config[key], low, high, key)
+    _within(config["partition"]["batch_norm_group"], 0, _HUGE, "partition.batch_norm_group")
+    if config["partition"]["batch_norm_group"] and config["partition"]["mode"] != "pmap":
+        raise ConfigError(
+            f"partition.batch_norm_group={config['partition']['batch_norm_group']} goes with partition.mode='pmap': "
+            "under pjit batch norm sees the global batch. Set it to 0, or take pmap"
+        )
     _within(config["data"]["workers"], 0, _HUGE, "data.workers")
     _within(config["data"]["cache_gib"], 0.0, _HUGE, "data.cache_gib")
     _check_resolution(config["resolution"], "resolution")
@@ -308,6 +321,13 @@ def _check_run(config: Mapping[str, Any]) -> None:
 def check_devices(config: Mapping[str, Any], devices: int) -> None:
     """Raises ConfigError where a batch cannot be shared by the devices, or is mixed and cut apart (pmap)."""
     check_batch_size(config["batch_size"], devices)
+    size = config["partition"]["batch_norm_group"]
+    if size and devices % size:
+        sizes = ", ".join(str(size) for size in range(1, devices + 1) if devices % size == 0)
+        raise ConfigError(
+            f"partition.batch_norm_group={size} does not divide the {devices} devices into groups: use one of {sizes}, "
+            "or 0 for all together"
+        )
     if config["eval_batch_size"]:
         check_batch_size(config["eval_batch_size"], devices, "eval_batch_size")
     if config["partition"]["mode"] != "pmap" or devices == 1:
@@ -344,8 +364,11 @@ def _check_phase(phase: Mapping[str, Any], config: Mapping[str, Any], where: str
         ("warmup", 0.0, phase["epochs"] or phase["steps"]),
         ("decay_rate", 1e-6, 1.0),
         ("decay_every", 1e-6, _HUGE),
+        ("plateau_factor", 0.001, 0.999),
+        ("plateau_patience", 1, _HUGE),
         ("weight_decay", 0.0, _HUGE),
         ("clip_norm", 0.0, _HUGE),
+        ("sam", 0.0, 10.0),
         ("layer_decay", 1e-6, 1.0),
         ("views", 0, _HUGE),
         ("cache_gib", 0.0, _HUGE),
@@ -354,6 +377,11 @@ def _check_phase(phase: Mapping[str, Any], config: Mapping[str, Any], where: str
     _check_resolution(phase["resolution"], f"{where}.resolution")
     if phase["nesterov"] and (phase["optimizer"] != "sgd" or not phase["momentum"]):
         raise ConfigError(f"{where}.nesterov goes with optimizer='sgd' and a momentum, not with {phase['optimizer']!r}")
+    if phase["schedule"] == "plateau" and not config["data"]["validation"]:
+        raise ConfigError(
+            f"{where}.schedule='plateau' follows the validation loss, and data.validation is empty: name a split, such "
+            "as data.validation='train[90%:]' with data.train='train[:90%]', or take schedule='cosine'"
+        )
     plan = make_plan(config, phase)
     if not config["weights"] and plan.batch_norm == "frozen" and plan.trains_trunk:
         raise ConfigError(
@@ -385,4 +413,16 @@ def _check_cache(phase: Mapping[str, Any], plan: FreezePlan, augment: AugmentSet
         raise ConfigError(
             f"{where}.cache={phase['cache']!r} keeps what the frozen units make of single images, and "
             f"{' and '.join(mixed)} mixes images at every step: turn it off in {where}.augment, or set cache=''"
+        )
+
+
+def _check_kept_optimizer(phase: Mapping[str, Any], before: Sequence[Mapping[str, Any]], where: str) -> None:
+    if not phase["keep_optimizer"]:
+        return
+    if not before:
+        raise ConfigError(f"{where}.keep_optimizer keeps the moments of the phase before, and there is none: remove it")
+    if before[-1]["optimizer"] != phase["optimizer"]:
+        raise ConfigError(
+            f"{where}.keep_optimizer keeps the moments of the phase before, whose optimizer is "
+            f"{before[-1]['optimizer']!r} and not {phase['optimizer']!r}: use one in both, or keep_optimizer=False"
         )

@@ -28,7 +28,7 @@ from effnet_jax.train.checkpoints import Checkpoints, Progress, state_bytes
 from effnet_jax.train.config import augment_settings, check_config, check_devices
 from effnet_jax.train.interrupt import stop_signals
 from effnet_jax.train.meter import Meter, mean
-from effnet_jax.train.optimizers import unit_factors
+from effnet_jax.train.optimizers import observe, plateau_scale, unit_factors
 from effnet_jax.train.partition import Partition, make_partition
 from effnet_jax.train.report import Report, percent, write_json
 from effnet_jax.train.setup import (
@@ -267,10 +267,11 @@ def train_phase(run: Run, phase: Phase, state: TrainState, progress: Progress) -
             meter.add(step, metrics)
             reason = run.stopped()
             if len(meter) >= config.log_every or step in phase.epochs or reason:
-                record_steps(run, phase, meter, progress)
+                record_steps(run, phase, state, meter, progress)
             if step in phase.epochs:
                 with meter.pause():
                     results = end_epoch(run, phase, state, progress, meter, step, cache)
+                    state = follow_validation(run, phase, state, results)
                     run.checkpoints.save(state, progress, results.get("validation", {}).get("accuracy"))
             if reason and step < phase.end:
                 stop(run, state, progress, reason)
@@ -311,7 +312,7 @@ def training_stream(
     yield from prefetch(batches, run.partition.place_batch)
 
 
-def record_steps(run: Run, phase: Phase, meter: Meter, progress: Progress) -> None:
+def record_steps(run: Run, phase: Phase, state: TrainState, meter: Meter, progress: Progress) -> None:
     """Fetches the metrics of the last steps, logs every `log_every`th, and stops at a loss that is no number."""
     for step, values in meter.collect(progress.sums):
         if not math.isfinite(values["loss"]):
@@ -322,7 +323,7 @@ def record_steps(run: Run, phase: Phase, meter: Meter, progress: Progress) -> No
                 epoch=step / run.steps_per_epoch,
                 phase=phase.name,
                 split="step",
-                learning_rate=phase.learning_rate(step),
+                learning_rate=phase.learning_rate(step, state.opt_state),
                 images_per_second=meter.images_per_second,
                 **values,
             )
@@ -342,7 +343,8 @@ def end_epoch(
     """Sums an epoch up, evaluates the validation split where it is due, records and advises. Returns its results."""
     place = {"step": step, "epoch": step / run.steps_per_epoch, "phase": phase.name}
     results: Results = {"train": mean(progress.sums, "loss", "accuracy")}
-    speed = {"learning_rate": phase.learning_rate(step), "images_per_second": meter.images_per_second}
+    rate = phase.learning_rate(step, state.opt_state)
+    speed = {"learning_rate": rate, "images_per_second": meter.images_per_second}
     run.report.record(**place, split="train", **results["train"], **speed)
     if step in phase.evaluations:
         results |= evaluate(run, phase, state, "validation", cache)
@@ -362,6 +364,20 @@ def end_epoch(
     return results
 
 
+def follow_validation(run: Run, phase: Phase, state: TrainState, results: Results) -> TrainState:
+    """Lets a plateau schedule see the validation loss, where it was evaluated, and tells when the rate falls."""
+    if phase.keys.schedule != "plateau" or "validation" not in results:
+        return state
+    after = state.replace(opt_state=observe(phase.keys, state.opt_state, results["validation"]["loss"]))
+    if plateau_scale(after.opt_state) < plateau_scale(state.opt_state):
+        rate = phase.learning_rate(int(state.step) + 1, after.opt_state)
+        run.report.say(
+            f"{phase.name}: no lower validation loss in {phase.keys.plateau_patience} evaluations, "
+            f"so the learning rate falls to {rate:.3g}"
+        )
+    return after
+
+
 def finish_phase(run: Run, phase: Phase, state: TrainState, progress: Progress) -> dict[str, Any]:
     """Evaluates the test split at the end of a phase. Returns the phase's results for `summary.json`."""
     results = evaluate(run, phase, state, "test")
@@ -369,7 +385,8 @@ def finish_phase(run: Run, phase: Phase, state: TrainState, progress: Progress) 
         epoch = phase.end / run.steps_per_epoch
         run.report.record(step=phase.end, epoch=epoch, phase=phase.name, split=split, **figures)
         run.report.say(f"{phase.name}: {split} accuracy {percent(figures['accuracy'])}, loss {figures['loss']:.3f}")
-    run.report.advise(advice.at_end(progress.validation.get("train"), progress.validation.get("validation")))
+    train, validation = progress.validation.get("train"), progress.validation.get("validation")
+    run.report.advise(advice.at_end(phase.keys, run.config.batch_size, train, validation))
     return {"name": phase.name, **progress.validation, **results}
 
 

@@ -19,7 +19,7 @@ from effnet_jax.model.variants import VARIANTS
 from effnet_jax.train.cache_plan import CachePlan, plan_cache
 from effnet_jax.train.config import make_plan
 from effnet_jax.train.freeze import FreezePlan
-from effnet_jax.train.optimizers import make_optimizer, make_schedule, phase_steps
+from effnet_jax.train.optimizers import make_optimizer, make_schedule, phase_steps, plateau_scale
 from effnet_jax.train.partition import AXIS
 from effnet_jax.train.state import Variables
 from effnet_jax.train.steps import PURPOSE_INIT
@@ -69,6 +69,7 @@ def open_sources(config: Mapping[str, Any]) -> tuple[dict[str, Source], list[str
 
 def make_model(config: Mapping[str, Any], metadata: Metadata | None, num_classes: int) -> EfficientNet:
     """Makes the model of a run; batch norm sees the axis of the devices where each runs its own program (pmap)."""
+    axis, groups = batch_norm_sharing(config, jax.device_count())
     return create_model(
         config["variant"],
         num_classes=num_classes,
@@ -78,8 +79,29 @@ def make_model(config: Mapping[str, Any], metadata: Metadata | None, num_classes
         dropout=config["dropout"],
         survival_prob=config["survival_prob"],
         batch_norm_momentum=config["batch_norm_momentum"],
-        batch_norm_axis=AXIS if config["partition"]["mode"] == "pmap" else None,
+        batch_norm_axis=axis,
+        batch_norm_groups=groups,
     )
+
+
+def batch_norm_sharing(
+    config: Mapping[str, Any], devices: int
+) -> tuple[str | None, tuple[tuple[int, ...], ...] | None]:
+    """Returns whose batch batch norm sees, as `create_model` takes it: the mapped axis, and the groups of replicas.
+
+    Under `pjit` there are no replicas, and the batch is the global one. Under `pmap` it is that of all replicas, or of
+    each `partition.batch_norm_group` neighbours; the stored statistics are the mean over all groups.
+
+    Args:
+      config: checked, also for so many devices.
+      devices: of all processes.
+    """
+    size = config["partition"]["batch_norm_group"] or devices
+    if config["partition"]["mode"] != "pmap" or size == 1:
+        return None, None
+    if size == devices:
+        return AXIS, None
+    return AXIS, tuple(tuple(range(first, first + size)) for first in range(0, devices, size))
 
 
 def keeps_classifier(config: Mapping[str, Any], metadata: Metadata | None, class_names: tuple[str, ...]) -> bool:
@@ -158,9 +180,9 @@ class Phase:
     def name(self) -> str:
         return str(self.keys["name"])
 
-    def learning_rate(self, step: int) -> float:
-        """The learning rate of the step that made `step` steps done."""
-        return float(self.schedule(step - 1 - self.start))
+    def learning_rate(self, step: int, opt_state: Any) -> float:
+        """The learning rate of the step that made `step` steps done, with a plateau's scale out of `opt_state`."""
+        return float(self.schedule(step - 1 - self.start)) * plateau_scale(opt_state)
 
 
 def make_phases(config: Mapping[str, Any], images: Mapping[str, int]) -> list[Phase]:

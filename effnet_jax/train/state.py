@@ -55,19 +55,32 @@ def enter_phase(state: TrainState, optimizer: optax.GradientTransformation, *, k
     Args:
       state: at the end of the phase before.
       optimizer: of the new phase.
-      keep: whether leaves that were trained before keep their moments. Step counts start fresh all the same, since
-        the new schedule counts from the border.
+      keep: whether leaves that were trained before keep what belongs to them: their moments, and with Adam and LAMB
+        their count, by which the bias of the moments is corrected. Each leaf has its own, so that a leaf which is
+        trained from now on starts with a count of zero beside the others. What belongs to the phase starts fresh: the
+        schedule's count, a plateau's scale.
     """
     fresh = optimizer.init(state.params)
     if keep:
-        old = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state)}
+        old = {_slot(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state)}
 
         def carry(path: Any, leaf: jax.Array) -> jax.Array:
-            before = old.get(jax.tree_util.keystr(path))
-            return before if leaf.ndim and before is not None and before.shape == leaf.shape else leaf
+            slot = _slot(path)
+            return old.get(slot, leaf) if slot else leaf
 
         fresh = jax.tree_util.tree_map_with_path(carry, fresh)
     return state.replace(opt_state=fresh)
+
+
+def _slot(path: Any) -> tuple[str, ...]:
+    """Names what an optimizer's state holds for one leaf: `("mu", "block7a", "project_conv", "kernel")`.
+
+    The place in the chain is left out: clipping or SAM, which only one of two phases uses, moves it. What belongs to no
+    leaf has the empty name.
+    """
+    leaf = tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey) and key.key != "trained")
+    fields = [key.name for key in path if isinstance(key, jax.tree_util.GetAttrKey)]
+    return (fields[-1], *leaf) if leaf else ()
 
 
 def ema_decay(step: jax.Array, decay: float) -> jax.Array:

@@ -75,6 +75,9 @@ def make_train_step(
     Only the plan's trained leaves are differentiated, so that a frozen trunk costs its forward pass and no more;
     frozen parameters and still statistics leave the step as they came, to the bit.
 
+    Under SAM a second gradient is taken at the perturbed trained leaves, with the same views and the same noise. What
+    the step reports, and the statistics that it keeps, are those of the weights themselves.
+
     Args:
       model: from `create_model`.
       plan: what is trained.
@@ -118,9 +121,15 @@ def make_train_step(
         moving, _ = plan.split_statistics(statistics)
         _, still = plan.split_statistics(state.batch_stats)
 
-        # The optimizer masks frozen leaves out by the plan's labels; the zeros only give the tree its shape.
-        whole = plan.merge(gradients, jax.tree.map(jnp.zeros_like, frozen))
-        updates, opt_state = optimizer.update(whole, state.opt_state, state.params)
+        def whole(gradients: Any) -> Any:
+            # The optimizer masks frozen leaves out by the plan's labels; the zeros only give the tree its shape.
+            return plan.merge(gradients, jax.tree.map(jnp.zeros_like, frozen))
+
+        def gradients_at(params: Any, _: int) -> Any:  # only SAM asks; averaged, so that all devices see one batch
+            return whole(mean(jax.grad(loss_of, has_aux=True)(plan.split(params)[0])[0]))
+
+        rule = optax.with_extra_args_support(optimizer)
+        updates, opt_state = rule.update(whole(gradients), state.opt_state, state.params, grad_fn=gradients_at)
         new = state.replace(
             step=state.step + 1,
             params=plan.merge(optax.apply_updates(trained, plan.split(updates)[0]), frozen),

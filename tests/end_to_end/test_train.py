@@ -160,6 +160,24 @@ def test_a_stopped_run_goes_on_as_if_it_never_stopped(config, tmp_path, interrup
         assert same_weights(stopped / name, tmp_path / "whole" / name)
 
 
+def test_a_plateau_goes_on_after_a_stop(config, tmp_path, interrupted_at, capsys):
+    config.phases = (  # a rate that moves nothing: no loss is lower than the first
+        phase(name="head", epochs=4, schedule="plateau", plateau_factor=0.5, plateau_patience=1, learning_rate=1e-9,
+              warmup=0.4),
+    )  # fmt: skip
+    interrupted_at(13, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "run")
+    interrupted_at(None, None)
+    train(config, tmp_path / "run")
+    steps = [row for row in rows(tmp_path / "run") if row["split"] == "step"]
+    scales = [round(row["learning_rate"] * 1e9, 4) for row in steps]
+    assert scales == [0.0, 0.5, 1.0, 1.0, 1.0] + [1.0] * 5 + [0.5] * 5 + [0.25] * 5
+    epochs = [row["learning_rate"] * 1e9 for row in rows(tmp_path / "run") if row["split"] == "train"]
+    assert epochs == pytest.approx([1.0, 1.0, 0.5, 0.25])
+    assert "the learning rate falls to 5e-10" in capsys.readouterr().out
+
+
 def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(config, tmp_path, interrupted_at, capsys):
     workdir = tmp_path / "run"
 

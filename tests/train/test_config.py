@@ -64,6 +64,11 @@ def test_a_checked_config_is_complete_and_locked():
         ({"phases__0__augment": {"flop": True}}, r"phases\[0\].augment has no setting 'flop': did you mean 'flip'"),
         ({"phases__0__factors": {"block9": 2.0}}, "'block9' matches no unit"),
         ({"phases__1__name": "head"}, "different names"),
+        ({"phases__1__sam": -0.1}, r"phases\[1\].sam=-0.1 is out of range"),
+        ({"phases__1__plateau_factor": 1.0}, r"phases\[1\].plateau_factor=1.0 is out of range"),
+        ({"phases__1__schedule": "plateau", "data__validation": ""}, "data.validation is empty: name a split, such as"),
+        ({"phases__0__keep_optimizer": True}, r"phases\[0\].keep_optimizer keeps.*there is none"),
+        ({"phases__1__keep_optimizer": True, "phases__1__optimizer": "adam"}, "'sgd' and not 'adam': use one in both"),
         ({"phases": ()}, "phases is empty"),
         ({"variant": "b9"}, "variant='b9' is unknown: did you mean"),
         ({"dtype": "float16"}, "dtype='float16' is unknown: did you mean"),
@@ -76,6 +81,7 @@ def test_a_checked_config_is_complete_and_locked():
         ({"data__crop": "center"}, "data.crop='center' is unknown"),
         ({"data__cache_gib": -1.0}, "data.cache_gib=-1.0 is out of range"),
         ({"partition__mode": "pjti"}, "did you mean 'pjit'"),
+        ({"partition__batch_norm_group": 2}, "goes with partition.mode='pmap'.*Set it to 0"),
         ({"augment__label_smoothing": 1.5}, "label_smoothing is 1.5"),
     ],
 )
@@ -113,6 +119,13 @@ def test_batch_norm_of_a_phase_overrides_the_run():
 def test_a_batch_that_devices_cannot_share():
     with pytest.raises(ConfigError, match="batch_size=30 cannot be shared evenly by 8 devices: use 24 or 32"):
         check_devices(check_config(a_config(batch_size=30)), 8)
+
+
+def test_groups_of_replicas_divide_the_devices():
+    config = check_config(a_config(partition__mode="pmap", partition__batch_norm_group=3))
+    with pytest.raises(ConfigError, match="batch_norm_group=3 does not divide the 8 devices.*use one of 1, 2, 4, 8"):
+        check_devices(config, 8)
+    check_devices(check_config(a_config(partition__mode="pmap", partition__batch_norm_group=4)), 8)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,15 @@ import pytest
 
 from effnet_jax.train.config import phase
 from effnet_jax.train.freeze import FreezePlan
-from effnet_jax.train.optimizers import make_optimizer, make_schedule, phase_steps, unit_factors
+from effnet_jax.train.optimizers import (
+    make_optimizer,
+    make_schedule,
+    observe,
+    phase_steps,
+    plateau_scale,
+    unit_factors,
+)
+from effnet_jax.train.partition import make_partition
 
 IMAGENET = 1281167
 
@@ -78,3 +86,35 @@ def test_weight_decay_spares_batch_norm_and_biases_on_request():
     assert moved[True]["top"] == moved[False]["top"] == {"conv": {"kernel": -0.1}, "bn": {"scale": 0.0, "bias": 0.0}}
     assert moved[True]["classifier"] == {"kernel": -0.1, "bias": -0.1}
     assert moved[False]["classifier"] == {"kernel": -0.1, "bias": 0.0}
+
+
+@pytest.mark.parametrize("mode", ["pjit", "pmap"])
+def test_a_plateau_lowers_the_rate_between_steps_only(mode):
+    keys = phase(steps=20, schedule="plateau", learning_rate=1.0, momentum=0.0, warmup=2, plateau_factor=0.5,
+                 plateau_patience=2)  # fmt: skip
+    schedule = make_schedule(keys, steps=20, steps_per_epoch=1.0, batch_size=8)
+    optimizer = make_optimizer(keys, FreezePlan("lite0", ("top",)), schedule)
+    params = {unit: {"conv": {"kernel": jnp.ones(3)}} for unit in ("stem", "top")}
+    partition = make_partition(mode)
+    traced = []
+
+    def step(opt_state, batch):
+        traced.append(mode)
+        updates, opt_state = optimizer.update(params, opt_state, params)
+        return opt_state, {"moved": -updates["top"]["conv"]["kernel"][0], "frozen": updates["stem"]["conv"]["kernel"]}
+
+    compiled = partition.compile_train_step(step)
+    batch = partition.place_batch({"index": np.arange(8)})
+    state = partition.place_state(optimizer.init(params))
+    rates = []
+    # The third loss is lower by too little to count; 0.4 is the next that counts.
+    for loss in (1.0, 0.5, 0.49999, 0.7, 0.6, 0.5, 0.4, 0.4):
+        for _ in range(2):
+            state, moved = compiled(state, batch)
+            rates.append(float(moved["moved"]))
+            assert not np.any(moved["frozen"])
+        state = observe(keys, state, loss)
+    assert rates[:4] == [0.0, 0.5, 1.0, 1.0]  # the warm-up, and the peak
+    assert rates[4:] == [1.0, 1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25, 0.25]
+    assert plateau_scale(state) == 0.25 and len(traced) == 1
+    assert plateau_scale(make_optimizer(phase(steps=1), FreezePlan("lite0", ("top",)), schedule).init(params)) == 1.0

@@ -5,8 +5,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from effnet_jax.train import advice
-from effnet_jax.train.config import phase
 from effnet_jax.train.curves import draw_curves
 from effnet_jax.train.meter import Meter, duration
 from effnet_jax.train.report import Report
@@ -58,23 +56,6 @@ def test_another_process_writes_nothing(tmp_path, capsys):
     report.draw(now=True)
     report.close()
     assert list(tmp_path.iterdir()) == [] and capsys.readouterr().out == ""
-
-
-def test_advice_on_a_loss_above_guessing():
-    keys = phase(epochs=1, learning_rate=0.256, optimizer="rmsprop")
-    assert advice.after_first_epoch(keys, math.log(10), 10) == []
-    (sentence,) = advice.after_first_epoch(keys, 4.0, 10)
-    assert "learning_rate=0.0256" in sentence and "optimizer='sgd'" in sentence and "2.30" in sentence
-
-
-def test_advice_at_an_unfreezing_and_on_overfitting():
-    assert advice.at_border({"accuracy": 0.8}, {"accuracy": 0.79}, "frozen") == []
-    assert "by 10.0 points" in advice.at_border({"accuracy": 0.8}, {"accuracy": 0.7}, "frozen")[0]
-    assert "batch_norm='frozen'" in advice.at_border({"accuracy": 0.8}, {"accuracy": 0.7}, "train")[0]
-    assert advice.at_border(None, {"accuracy": 0.7}, "train") == []
-    assert advice.at_end({"accuracy": 0.9}, {"accuracy": 0.8}) == []
-    assert "30 points above validation" in advice.at_end({"accuracy": 1.0}, {"accuracy": 0.7})[0]
-    assert advice.at_end({"accuracy": 1.0}, None) == []
 
 
 def test_the_meter_sums_up_to_a_loss_that_is_no_number():

@@ -4,8 +4,12 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
+from effnet_jax.train.config import phase
+from effnet_jax.train.freeze import FreezePlan
+from effnet_jax.train.optimizers import make_optimizer
 from effnet_jax.train.partition import make_partition
-from effnet_jax.train.steps import example_keys, make_eval_step
+from effnet_jax.train.state import create_state
+from effnet_jax.train.steps import PURPOSE_MODEL, cross_entropy, example_keys, make_eval_step, make_train_step
 
 
 def leaves(tree):
@@ -90,6 +94,98 @@ def test_noise_belongs_to_seed_purpose_step_and_example():
     assert draw(0, 1, 5, [7, 3]) == draw(0, 1, 5, [3, 7])[::-1]
     others = [draw(1, 1, 5, [7]), draw(0, 2, 5, [7]), draw(0, 1, 6, [7]), draw(0, 1, 5, [8])]
     assert draw(0, 1, 5, [7]) not in others
+
+
+class Linear:
+    """Three matrices with noise, and a statistic that follows the logits: what a step asks of a model, and no more."""
+
+    def apply(self, variables, images, train, update_batch_norm, key, mutable):
+        params = variables["params"]
+        noise = 1.0 + 0.1 * jax.vmap(jax.random.normal)(key)
+        hidden = images.reshape(len(images), -1) @ params["stem"]["conv"]["kernel"]
+        hidden = jnp.tanh(hidden @ params["top"]["conv"]["kernel"] * noise[:, None])
+        logits = hidden @ params["classifier"]["kernel"]
+        return logits, {"batch_stats": {"top": {"bn": {"mean": jnp.mean(hidden, 0)}}}}
+
+
+RHO, RATE = 0.5, 0.1
+
+
+@pytest.fixture
+def linear():
+    """A function from `sam` to (first state, uncompiled step, batch); the stem is frozen."""
+    draw = np.random.default_rng(0).normal
+    params = {
+        "stem": {"conv": {"kernel": jnp.asarray(draw(size=(6, 5)), jnp.float32)}},
+        "top": {"conv": {"kernel": jnp.asarray(draw(size=(5, 5)), jnp.float32)}},
+        "classifier": {"kernel": jnp.asarray(draw(size=(5, 3)), jnp.float32)},
+    }
+    batch = {
+        "image": draw(size=(16, 6)).astype(np.float32),
+        "label": np.arange(16, dtype=np.int32) % 3,
+        "index": np.arange(16, dtype=np.int32),
+    }
+
+    def augment(batch, keys):
+        del keys
+        return batch["image"], jax.nn.one_hot(batch["label"], 3)
+
+    def make(sam, axis_name=None):
+        plan = FreezePlan("lite0", ("top", "classifier"), batch_norm="train")
+        keys = phase(steps=1, momentum=0.0, weight_decay=0.01, sam=sam)
+        optimizer = make_optimizer(keys, plan, lambda step: RATE)
+        statistics = {"top": {"bn": {"mean": jnp.zeros(5)}}}
+        state = create_state({"params": params, "batch_stats": statistics}, optimizer, ema=False)
+        return state, make_train_step(Linear(), plan, optimizer, augment, seed=3, axis_name=axis_name), batch
+
+    return make
+
+
+def test_sam_takes_the_gradient_uphill_and_all_else_where_the_weights_are(linear):
+    state, step, batch = linear(RHO)
+    plain = jax.jit(linear(0.0)[1])(linear(0.0)[0], batch)
+    sharp = jax.jit(step)(state, batch)
+
+    def loss(trained):
+        params = {**trained, "stem": state.params["stem"]}
+        noise = example_keys(3, PURPOSE_MODEL, state.step, batch["index"])
+        logits, _ = Linear().apply({"params": params}, batch["image"], None, None, noise, None)
+        return jnp.mean(cross_entropy(logits, jax.nn.one_hot(batch["label"], 3)))
+
+    trained = {unit: state.params[unit] for unit in ("top", "classifier")}
+    gradients = jax.grad(loss)(trained)
+    norm = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(gradients)))
+    uphill = jax.grad(loss)(jax.tree.map(lambda leaf, gradient: leaf + RHO * gradient / norm, trained, gradients))
+    for unit, leaf in trained.items():
+        # Plain SGD on the second gradient; weight decay looks at the weights and not at the perturbed ones.
+        wanted = jax.tree.map(lambda leaf, gradient: leaf - RATE * (gradient + 0.01 * leaf), leaf, uphill[unit])
+        (found,), (wanted,) = jax.tree.leaves(sharp[0].params[unit]), jax.tree.leaves(wanted)
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+        assert np.abs(found - jax.tree.leaves(plain[0].params[unit])[0]).max() > 1e-3
+    assert same_bits(*(np.asarray(one.params["stem"]["conv"]["kernel"]) for one in (sharp[0], state)))
+    np.testing.assert_allclose(*(one[0].batch_stats["top"]["bn"]["mean"] for one in (sharp, plain)), rtol=1e-6)
+    for name, value in plain[1].items():
+        np.testing.assert_allclose(sharp[1][name], value, rtol=1e-6)
+
+
+def test_sam_sees_one_batch_on_any_number_of_devices(linear):
+    weights = []
+    for mode, count in (("pjit", 1), ("pjit", 8), ("pmap", 8)):
+        partition = make_partition(mode, jax.devices()[:count])
+        state, step, batch = linear(RHO, partition.axis_name)
+        state, step = partition.place_state(state), partition.compile_train_step(step)
+        for _ in range(3):
+            state, _ = step(state, partition.place_batch(batch))
+        weights.append(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.params)]))
+    np.testing.assert_allclose(weights[1], weights[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(weights[2], weights[0], rtol=1e-5, atol=1e-6)
+
+
+def test_sam_stays_put_where_the_gradient_is_zero(linear):
+    state, step, batch = linear(RHO)
+    state = state.replace(params=jax.tree.map(jnp.zeros_like, state.params))  # no image tells the classes apart
+    new, _ = jax.jit(step)(state, {**batch, "image": np.zeros_like(batch["image"])})
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(new.params))
 
 
 def test_evaluation_counts_only_what_the_mask_keeps(lite0, batch):
