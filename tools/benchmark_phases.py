@@ -51,7 +51,7 @@ def compile_step(model: EfficientNet, variables: Any, first: str, images: np.nda
         shape = shape[-1:] if plan.cut == "top" else shape  # pooled
         batch["image"] = np.random.default_rng(0).normal(0, 1, (count, *shape)).astype(np.float16)
     step = make_train_step(
-        model, plan, optimizer, cached_inputs(CLASSES, 0.1), seed=0, first=plan.first_trained if cached else None
+        model, plan, optimizer, cached_inputs(CLASSES, 0.1), first=plan.first_trained if cached else None
     )
     arguments = (create_state(variables, optimizer, ema=False), batch)
     compiled = jax.jit(step).lower(*arguments).compile()

@@ -11,10 +11,18 @@ BORDER_LOSS = 0.02  # of validation accuracy, at an unfreezing
 SMALL_BATCH = 64  # images a step, whose noise regularises
 
 
-def after_first_epoch(phase: Mapping[str, Any], loss: float, num_classes: int) -> list[str]:
-    """Advice on the mean training loss of a phase's first epoch: worse than guessing means too fast."""
-    guessing = math.log(num_classes)
-    if num_classes < 2 or loss <= 1.1 * guessing:
+def above_guessing(phase: Mapping[str, Any], before: Figures, after: Figures, num_classes: int) -> list[str]:
+    """Advice on the mean training loss of an epoch: worse than guessing means too fast.
+
+    Args:
+      phase: its keys.
+      before: training figures of the epoch before in this phase, or none: advice is given once, not in every epoch.
+      after: training figures of this epoch.
+      num_classes: of the data.
+    """
+    guessing, loss = math.log(num_classes), after["loss"]
+    limit = 1.1 * guessing
+    if num_classes < 2 or loss <= limit or before.get("loss", 0.0) > limit:
         return []
     cause, cure = "the learning rate is", f"learning_rate={phase['learning_rate'] / 10:g}"
     if phase["optimizer"] == "rmsprop" and phase["momentum"]:
@@ -26,7 +34,7 @@ def after_first_epoch(phase: Mapping[str, Any], loss: float, num_classes: int) -
     elif phase["momentum"] > 0.9:
         cause, cure = "the learning rate or the momentum is", f"{cure}, momentum=0.9"
     return [
-        f"the loss after the first epoch, {loss:.2f}, is above log(classes) = {guessing:.2f}, which guessing reaches: "
+        f"the training loss of an epoch, {loss:.4g}, is above log(classes) = {guessing:.2f}, which guessing reaches: "
         f"{cause} too high for these weights. Try {cure}, or a warm-up of an epoch"
     ]
 

@@ -174,7 +174,7 @@ def fill_cache(
         return kept, jnp.all(jnp.isfinite(kept))
 
     @jax.jit
-    def of_view(trunk: Variables, batch: Batch, view: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def of_view(trunk: Variables, batch: Batch, seed: jax.Array, view: jax.Array) -> tuple[jax.Array, jax.Array]:
         return outputs(trunk, augment(batch, example_keys(seed, PURPOSE_AUGMENT, view, batch["index"]))[0])
 
     @jax.jit
@@ -197,7 +197,13 @@ def fill_cache(
         view, position = divmod(cache.done["train"], count)
         batches = train(position)
         for host, batch in prefetch(batches, lambda batch: (batch, devices.place_batch(batch))):
-            keep("train", cache.done["train"], (view + 1) * count, host, of_view(trunk, batch, jnp.int32(view)))
+            keep(
+                "train",
+                cache.done["train"],
+                (view + 1) * count,
+                host,
+                of_view(trunk, batch, jnp.int32(seed), jnp.int32(view)),
+            )
             yield cache.missing
     if cache.done.get("validation", 0) < plan.rows.get("validation", 0):
         cache.done["validation"] = 0

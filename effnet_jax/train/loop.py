@@ -130,7 +130,9 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
             state, progress = restored
             origin = f"resumed after step {int(state.step)}"
         else:
-            state = partition.place_state(create_state(variables, phases[0].optimizer, ema=bool(config.ema)))
+            state = partition.place_state(
+                create_state(variables, phases[0].optimizer, ema=bool(config.ema), seed=config.seed)
+            )
             progress = Progress()
             origin = f"{config.weights}{'' if kept else ', classifier fresh'}" if metadata else "from scratch"
         first_step = int(state.step)
@@ -250,7 +252,6 @@ def train_phase(run: Run, phase: Phase, state: TrainState, progress: Progress) -
             phase.plan,
             phase.optimizer,
             augment,
-            seed=config.seed,
             views=phase.keys.views,
             first=cache.plan.first if cache else None,
             ema_decay=config.ema,
@@ -352,12 +353,12 @@ def end_epoch(
             if split != "train":
                 run.report.record(**place, split=split, **figures)
     run.report.end_epoch(phase.name, phase.epochs[step], len(phase.epochs), results, meter, phase.end)
-    if phase.epochs[step] == 1:
-        classes = len(run.sources["train"].class_names)
-        run.report.advise(advice.after_first_epoch(phase.keys, results["train"]["loss"], classes))
-        if progress.results:
-            before, after = progress.validation.get("validation"), results.get("validation")
-            run.report.advise(advice.at_border(before, after, phase.plan.batch_norm))
+    first = phase.epochs[step] == 1
+    before = {} if first else progress.validation.get("train", {})
+    run.report.advise(advice.above_guessing(phase.keys, before, results["train"], run.model.num_classes))
+    if first and progress.results:
+        before, after = progress.validation.get("validation"), results.get("validation")
+        run.report.advise(advice.at_border(before, after, phase.plan.batch_norm))
     run.report.draw()
     progress.sums = {}
     progress.validation = {**progress.validation, **results}

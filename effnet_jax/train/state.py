@@ -18,6 +18,7 @@ class TrainState(flax.struct.PyTreeNode):
 
     Attributes:
       step: steps done, int32 []; it counts on through all phases.
+      seed: of the run, int32 []: all randomness of its steps comes from it. One compiled step serves all seeds.
       params: all parameters, frozen ones too.
       batch_stats: all statistics of batch norm.
       opt_state: the optimizer's, of this phase's trained leaves only.
@@ -25,6 +26,7 @@ class TrainState(flax.struct.PyTreeNode):
     """
 
     step: jax.Array
+    seed: jax.Array
     params: Any
     batch_stats: Any
     opt_state: Any
@@ -35,12 +37,15 @@ class TrainState(flax.struct.PyTreeNode):
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
-def create_state(variables: Variables, optimizer: optax.GradientTransformation, *, ema: bool) -> TrainState:
+def create_state(
+    variables: Variables, optimizer: optax.GradientTransformation, *, ema: bool, seed: int = 0
+) -> TrainState:
     """Makes the state that a run starts from. The averages start at the values themselves."""
     params, batch_stats = variables["params"], variables["batch_stats"]
     averages = {"params": params, "batch_stats": batch_stats}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
+        seed=jnp.asarray(seed, jnp.int32),
         params=params,
         batch_stats=batch_stats,
         opt_state=optimizer.init(params),

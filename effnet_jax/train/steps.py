@@ -21,7 +21,7 @@ EvalStep = Callable[[Variables, Batch], Metrics]
 PURPOSE_INIT, PURPOSE_AUGMENT, PURPOSE_MODEL = range(3)
 
 
-def example_keys(seed: int, purpose: int, step: jax.Array, index: jax.Array) -> jax.Array:
+def example_keys(seed: int | jax.Array, purpose: int, step: jax.Array, index: jax.Array) -> jax.Array:
     """Returns a random key for each example of a step: a pure function of (seed, purpose, step, example).
 
     Args:
@@ -38,7 +38,7 @@ def example_keys(seed: int, purpose: int, step: jax.Array, index: jax.Array) -> 
     return jax.vmap(lambda step, example: jax.random.fold_in(jax.random.fold_in(key, step), example))(steps, index)
 
 
-def view_keys(seed: int, step: jax.Array, batch: Batch, views: int = 0) -> jax.Array:
+def view_keys(seed: int | jax.Array, step: jax.Array, batch: Batch, views: int = 0) -> jax.Array:
     """Returns the keys that a step augments its examples with.
 
     Args:
@@ -64,7 +64,6 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     augment: Augment,
     *,
-    seed: int,
     views: int = 0,
     first: str | None = None,
     ema_decay: float = 0.0,
@@ -83,7 +82,6 @@ def make_train_step(
       plan: what is trained.
       optimizer: from `make_optimizer`.
       augment: from `make_augment`: (batch, N keys) → (images [N, R, R, 3], soft targets [N, classes]).
-      seed: of the run.
       views: see `view_keys`.
       first: the unit to start from, where `augment` gives what that unit takes instead of images; None is the stem.
       ema_decay: of the moving averages; 0: none are kept.
@@ -99,8 +97,8 @@ def make_train_step(
         return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        inputs, targets = augment(batch, view_keys(seed, state.step, batch, views))
-        noise = example_keys(seed, PURPOSE_MODEL, state.step, batch["index"])
+        inputs, targets = augment(batch, view_keys(state.seed, state.step, batch, views))
+        noise = example_keys(state.seed, PURPOSE_MODEL, state.step, batch["index"])
         trained, frozen = plan.split(state.params)
 
         def loss_of(trained: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:

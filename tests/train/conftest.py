@@ -50,8 +50,8 @@ def make_step(lite0):
         plan = FreezePlan("lite0", tuple(keys.train), batch_norm)
         schedule = make_schedule(keys, steps=20, steps_per_epoch=1.0, batch_size=16)
         optimizer = make_optimizer(keys, plan, schedule)
-        state = create_state(jax.tree.map(jnp.asarray, variables), optimizer, ema=bool(ema))
-        step = make_train_step(model, plan, optimizer, plain_augment, seed=seed, ema_decay=ema, axis_name=axis_name)
+        state = create_state(jax.tree.map(jnp.asarray, variables), optimizer, ema=bool(ema), seed=seed)
+        step = make_train_step(model, plan, optimizer, plain_augment, ema_decay=ema, axis_name=axis_name)
         return plan, state, step
 
     return make

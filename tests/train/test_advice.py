@@ -11,9 +11,11 @@ TEN = math.log(10)
 
 
 def test_a_first_loss_that_guessing_reaches_needs_no_advice():
-    assert advice.after_first_epoch(phase(epochs=1), TEN, 10) == []
-    assert advice.after_first_epoch(phase(epochs=1), 1.09 * TEN, 10) == []
-    assert advice.after_first_epoch(phase(epochs=1), 9.0, 1) == []
+    assert advice.above_guessing(phase(epochs=1), {}, {"loss": TEN}, 10) == []
+    assert advice.above_guessing(phase(epochs=1), {}, {"loss": 1.09 * TEN}, 10) == []
+    assert advice.above_guessing(phase(epochs=1), {}, {"loss": 9.0}, 1) == []
+    assert advice.above_guessing(phase(epochs=1), {"loss": 9.0}, {"loss": 9.0}, 10) == []  # told before
+    assert advice.above_guessing(phase(epochs=1), {"loss": TEN}, {"loss": 1e16}, 10)  # diverging later on
 
 
 @pytest.mark.parametrize(
@@ -26,8 +28,8 @@ def test_a_first_loss_that_guessing_reaches_needs_no_advice():
     ],
 )
 def test_a_first_loss_above_guessing_names_rate_and_momentum(keys, said, unsaid):
-    (sentence,) = advice.after_first_epoch(phase(epochs=1, learning_rate=0.256, **keys), 4.0, 10)
-    assert "4.00" in sentence and "2.30" in sentence
+    (sentence,) = advice.above_guessing(phase(epochs=1, learning_rate=0.256, **keys), {}, {"loss": 4.0}, 10)
+    assert "an epoch, 4, is" in sentence and "2.30" in sentence
     assert all(text in sentence for text in said) and unsaid not in sentence
 
 

@@ -45,7 +45,7 @@ def steps(golden_train):
     optimizer = make_optimizer(keys, plan, lambda step: schedule(step + FIRST_STEP))
     state = create_state(synthetic.variables("b0"), optimizer, ema=True)
     state = state.replace(step=jnp.int32(FIRST_STEP), ema=synthetic.variables("b0", seed=1))
-    step = jax.jit(make_train_step(model, plan, optimizer, smoothed, seed=0, ema_decay=0.9999))
+    step = jax.jit(make_train_step(model, plan, optimizer, smoothed, ema_decay=0.9999))
     batch = {"image": golden_train["images"], "label": golden_train["labels"], "index": np.arange(4)}
     states, metrics = [state], []
     for _ in range(2):

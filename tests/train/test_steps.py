@@ -135,8 +135,8 @@ def linear():
         keys = phase(steps=1, momentum=0.0, weight_decay=0.01, sam=sam)
         optimizer = make_optimizer(keys, plan, lambda step: RATE)
         statistics = {"top": {"bn": {"mean": jnp.zeros(5)}}}
-        state = create_state({"params": params, "batch_stats": statistics}, optimizer, ema=False)
-        return state, make_train_step(Linear(), plan, optimizer, augment, seed=3, axis_name=axis_name), batch
+        state = create_state({"params": params, "batch_stats": statistics}, optimizer, ema=False, seed=3)
+        return state, make_train_step(Linear(), plan, optimizer, augment, axis_name=axis_name), batch
 
     return make
 
