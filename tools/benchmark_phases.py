@@ -8,6 +8,7 @@ programs in turn, and the least of them counts. Run it on an idle machine.
 """
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -83,6 +84,7 @@ def main() -> None:
         programs[unit, False] = compile_step(model, variables, unit, images, cached=False)
         if unit != units[0]:
             programs[unit, True] = compile_step(model, variables, unit, images, cached=True)
+    print("compiled; measuring", file=sys.stderr, flush=True)
     seconds: dict[tuple[str, bool], float] = {}
     for _ in range(arguments.rounds + 1):  # the first warms up
         for name, program in programs.items():
