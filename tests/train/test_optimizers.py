@@ -27,7 +27,7 @@ def test_exponential_schedule_equals_the_original(golden, batch_size):
     per_epoch = IMAGENET / batch_size
     schedule = make_schedule(keys, steps=phase_steps(keys, per_epoch), steps_per_epoch=per_epoch, batch_size=batch_size)
     rates = jax.vmap(schedule)(jnp.asarray(arrays[f"lr/exponential/{batch_size}/steps"].astype(np.int32)))
-    np.testing.assert_allclose(rates, arrays[f"lr/exponential/{batch_size}/values"], rtol=5e-6, atol=1e-10)
+    np.testing.assert_allclose(rates, arrays[f"lr/exponential/{batch_size}/values"], rtol=5e-7)
 
 
 def test_cosine_schedule_equals_the_original(golden):
@@ -35,7 +35,7 @@ def test_cosine_schedule_equals_the_original(golden):
     steps, values = arrays["lr/cosine/2048/steps"], arrays["lr/cosine/2048/values"]
     keys = phase(epochs=350, learning_rate=0.016, scale_learning_rate=True, schedule="cosine", warmup=5)
     schedule = make_schedule(keys, steps=218949, steps_per_epoch=IMAGENET / 2048, batch_size=2048)
-    np.testing.assert_allclose(jax.vmap(schedule)(jnp.asarray(steps.astype(np.int32))), values, rtol=2e-5, atol=1e-8)
+    np.testing.assert_allclose(jax.vmap(schedule)(jnp.asarray(steps.astype(np.int32))), values, rtol=5e-7, atol=1e-9)
 
 
 def test_durations_are_in_the_unit_of_the_phase():
