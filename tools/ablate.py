@@ -76,8 +76,6 @@ ARMS = {
     "scratch": Arm((SCRATCH,), {"weights": "", "batch_norm": "train", "batch_norm_momentum": 0.9, "ema": 0.99}),
     "at-once": Arm((AT_ONCE,)),
     "rmsprop": Arm((ORIGINAL,)),
-    "rmsprop-warmup": Arm(({**ORIGINAL, "warmup": 5.0},)),
-    "rmsprop-unscaled": Arm(({**ORIGINAL, "scale_learning_rate": False},)),
     "phased": Arm((
         HEAD,
         {**BLOCKS, "name": "block7", "train": ("block7:",), "epochs": 1.0},
@@ -122,8 +120,6 @@ ABLATIONS = {
     "optimizer": ("Optimizer, block4 to the output from the first step", (
         Row("SGD", "at-once"),
         Row("RMSProp as in the original, 0.016 for 256 images", "rmsprop"),
-        Row("the same, 5 epochs of warm-up", "rmsprop-warmup"),
-        Row("the same, 0.016 for the 64 images of a step", "rmsprop-unscaled"),
     )),
     "reopening": ("How blocks are reopened", (
         Row("classifier, then block4 to the output", "baseline"),

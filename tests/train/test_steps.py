@@ -99,7 +99,8 @@ def test_noise_belongs_to_seed_purpose_step_and_example():
 class Linear:
     """Three matrices with noise, and a statistic that follows the logits: what a step asks of a model, and no more."""
 
-    def apply(self, variables, images, train, update_batch_norm, key, mutable):
+    def apply(self, variables, images, *, first, train, update_batch_norm, key, mutable, method):
+        assert first is None and method == "run"
         params = variables["params"]
         noise = 1.0 + 0.1 * jax.vmap(jax.random.normal)(key)
         hidden = images.reshape(len(images), -1) @ params["stem"]["conv"]["kernel"]
@@ -149,7 +150,16 @@ def test_sam_takes_the_gradient_uphill_and_all_else_where_the_weights_are(linear
     def loss(trained):
         params = {**trained, "stem": state.params["stem"]}
         noise = example_keys(3, PURPOSE_MODEL, state.step, batch["index"])
-        logits, _ = Linear().apply({"params": params}, batch["image"], None, None, noise, None)
+        logits, _ = Linear().apply(
+            {"params": params},
+            batch["image"],
+            first=None,
+            train=None,
+            update_batch_norm=None,
+            key=noise,
+            mutable=None,
+            method="run",
+        )
         return jnp.mean(cross_entropy(logits, jax.nn.one_hot(batch["label"], 3)))
 
     trained = {unit: state.params[unit] for unit in ("top", "classifier")}
