@@ -160,6 +160,7 @@ def test_a_stopped_run_goes_on_as_if_it_never_stopped(config, tmp_path, interrup
         assert same_weights(stopped / name, tmp_path / "whole" / name)
 
 
+@pytest.mark.slow
 def test_a_plateau_goes_on_after_a_stop(config, tmp_path, interrupted_at, capsys):
     config.phases = (  # a rate that moves nothing: no loss is lower than the first
         phase(name="head", epochs=4, schedule="plateau", plateau_factor=0.5, plateau_patience=1, learning_rate=1e-9,
