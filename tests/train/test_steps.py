@@ -11,7 +11,6 @@ from effnet_jax.train.partition import make_partition
 from effnet_jax.train.state import create_state
 from effnet_jax.train.steps import PURPOSE_MODEL, cross_entropy, example_keys, make_eval_step, make_train_step
 
-
 OTHERS = ("rmsprop", "lamb", "lars")
 
 
