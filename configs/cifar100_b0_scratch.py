@@ -4,11 +4,10 @@
 
 RMSProp (decay 0.9, momentum 0.9, epsilon 0.001) at 0.016 for 256 images, five epochs of warm-up, a factor 0.97 every
 2.4 epochs, weight decay 1e-5, batch norm trained, AutoAugment, label smoothing, and moving averages of 0.9999, which
-matter here: `main.py` and `utils.py` of the original code. On transferred weights this recipe blows up; see
-docs/results.md for both.
+matter here: `main.py` and `utils.py` of the original code. On transferred weights this optimizer blows up, which is
+measured in docs/results.md.
 
-350 epochs are meant for a GPU or a TPU and were not run here. The same recipe over a few epochs of a small part of the
-data, against transfer, is measured in docs/results.md.
+350 epochs are meant for a GPU or a TPU and were not run here.
 """
 
 from ml_collections import ConfigDict

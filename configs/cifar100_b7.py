@@ -1,6 +1,6 @@
 """CIFAR-100 with EfficientNet-B7 at 600, for a TPU slice or several GPUs.
 
-    python tools/port_tf_checkpoint.py noisy-student-efficientnet-b7.tar.gz weights/b7 --family noisy_student
+    python tools/port_tf_checkpoint.py noisy_student_efficientnet-b7.tar.gz weights/b7 --family noisy_student
     python -m effnet_jax.train --config=configs/cifar100_b7.py --workdir=runs/cifar100_b7 --config.data.data_dir=DIR
 
 The classifier, then the last two stages, then everything: a larger network learns small images by heart sooner, so it

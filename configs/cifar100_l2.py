@@ -1,11 +1,11 @@
 """CIFAR-100 with EfficientNet-L2 at 475, from its Noisy Student weights, for a TPU pod.
 
-    python tools/port_tf_checkpoint.py noisy-student-efficientnet-l2_475.tar.gz weights/l2_475 --family noisy_student
+    python tools/port_tf_checkpoint.py noisy_student_efficientnet-l2_475.tar.gz weights/l2_475 --family noisy_student
     python -m effnet_jax.train --config=configs/cifar100_l2.py --workdir=runs/cifar100_l2 --config.data.data_dir=DIR
 
 480 million parameters: the classifier from a cache of pooled features, then everything with SAM, whose two gradients a
 step find flat minima (Foret et al. 2021, the best published figure of this network on CIFAR-100: 96.08 %). Each device
-holds all parameters, their gradients and moments, about 8 GB, besides the activations of its share of the batch.
+holds all parameters, their gradients and moments (by arithmetic about 8 GB), besides the activations of its share of the batch.
 
 Expected from the literature, not measured here: 96 %. It is the last network to try: B0 to B3 take hours where this
 takes a pod.

@@ -186,6 +186,8 @@ def run(name: str, seed: int, args: argparse.Namespace) -> str:
     config = make_config(arm, seed, args)
     if check_workdir(folder, check_config(config)):
         return f"{folder} is finished"
+    if diverged(folder):
+        return f"{folder} has diverged"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         if arm.split_blocks:
@@ -198,6 +200,13 @@ def run(name: str, seed: int, args: argparse.Namespace) -> str:
             log.write(f"stopped: {error}\n")
             return f"{folder} stopped: {error}"
     return f"{folder} took {seconds:.0f} s"
+
+
+def diverged(folder: Path) -> bool:
+    """Whether a run ended at a loss that is no number: that is its result, and it is not run again."""
+    log = Path(f"{folder}.log")
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    return bool(lines) and lines[-1].startswith("stopped: ")
 
 
 def run_all(names: list[str], args: argparse.Namespace) -> None:
@@ -313,7 +322,7 @@ def table(result: Keys) -> str:
             lines.append(f"| {' | '.join([*cells, str(len(row['end']))])} |")
             notes[row["arm"]] = row["notes"]
     classes = max(row["classes"] for ablation in result["ablations"].values() for row in ablation["rows"])
-    lines += ["", f"Guessing has a loss of log({classes}) = {math.log(max(classes, 1)):.3f}.", ""]
+    lines += ["", f"Guessing has a loss of log({classes}) = {math.log(classes):.3f}.", ""] if classes else [""]
     lines += ["What the runs said:", "", *(f"- {arm}, {note}" for arm in notes for note in notes[arm])]
     return "\n".join(lines) + "\n"
 

@@ -1,5 +1,6 @@
 """Filling a trunk cache: once at the begin of a phase, and again after a resume where it was in memory."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
@@ -25,8 +26,8 @@ from effnet_jax.train.state import Variables
 from effnet_jax.train.steps import PURPOSE_AUGMENT, Augment, Batch, example_keys
 from effnet_jax.train.trunk_cache import TrunkCache, open_cache
 
-FOLDER = "trunk_cache"
 _SECONDS_TO_ESTIMATE = 5.0
+_ROWS_BETWEEN_RECORDS = 4096
 
 
 def prepare_cache(
@@ -40,6 +41,8 @@ def prepare_cache(
     workdir: Path,
     report: Report,
     stopped: Callable[[], str | None],
+    after_batch: Callable[[], None],
+    averages: Variables | None = None,
 ) -> TrunkCache | None:
     """Opens the cache of a phase and fills it, telling what it costs.
 
@@ -53,6 +56,9 @@ def prepare_cache(
       workdir: the run dir; a cache on disk lies in it, in a folder for each process.
       report: to tell.
       stopped: gives the signal that asks to stop, once it came; then the cache is left as it is.
+      after_batch: called after each batch, before it is recorded as done.
+      averages: moving averages, where the run keeps them. Where their frozen units are others, by a phase before, the
+        validation split is evaluated without the cache and not kept.
 
     Returns:
       The cache, full unless a signal came; None where the phase has none.
@@ -78,14 +84,17 @@ def prepare_cache(
         "augment": {name: value for name, value in settings.items() if name != "label_smoothing"},
     }
     trunk = trunk_hash(plan, variables)
-    key = cache_key(plan, about, trunk, sources)
-    cache = open_cache(plan, key, trunk, workdir / FOLDER / str(jax.process_index()))
-    place = "in memory" if cache.folder is None else f"in {cache.folder}"
+    if averages is not None and trunk_hash(plan, averages) != trunk:
+        plan = dataclasses.replace(plan, images={"train": plan.images["train"]})
+    folder = cache_folder(workdir)
+    place = "in memory" if plan.place == "memory" else f"in {folder}"
     report.say(f"trunk cache: {plan}, {place} (budget {plan.gib:g} GiB)")
-    if not cache.missing:
-        return cache
+    # The key reads every image, and only a cache on disk can be an old one.
+    key = cache_key(plan, about, trunk, sources) if plan.place == "disk" else ""
+    cache = open_cache(plan, key, folder)
     loading: dict[str, Any] = {"workers": config["data"]["workers"]}
-    batch_size = config["eval_batch_size"] or config["batch_size"]
+    # Each process computes all of it, on its own devices.
+    batch_size = (config["eval_batch_size"] or config["batch_size"]) // jax.process_count()
     fill = fill_cache(
         cache,
         model,
@@ -110,14 +119,27 @@ def prepare_cache(
         seed=config["seed"],
         resolution=phase.resolution,
     )
-    _run_fill(cache, fill, report, stopped)
+    if cache.missing:
+        _run_fill(cache, fill, report, stopped, after_batch)
     return cache
 
 
-def _run_fill(cache: TrunkCache, fill: Generator[int], report: Report, stopped: Callable[[], str | None]) -> None:
+def cache_folder(workdir: Path) -> Path:
+    """Where this process keeps a cache on disk."""
+    return workdir / f"trunk_cache_{jax.process_index()}"
+
+
+def _run_fill(
+    cache: TrunkCache,
+    fill: Generator[int],
+    report: Report,
+    stopped: Callable[[], str | None],
+    after_batch: Callable[[], None],
+) -> None:
     """Fills, with a bar and an estimate of the time, until it is done or a signal comes."""
     total = cache.missing
     began, first, told = time.monotonic(), total, 0.0
+    recorded = total
     report.start_bar("trunk cache", total)
     for missing in fill:
         if first == total:  # the first batch compiled
@@ -129,9 +151,13 @@ def _run_fill(cache: TrunkCache, fill: Generator[int], report: Report, stopped: 
             left = duration(taken / (first - missing) * missing)
             report.say(f"trunk cache: {1 - missing / total:.0%} done, about {left} left")
         report.advance(total - missing, "")
-        if stopped():
+        after_batch()
+        if recorded - missing > _ROWS_BETWEEN_RECORDS:
             cache.record()
+            recorded = missing
+        if stopped():
             break
+    cache.record()
     report.end_bar()
 
 
@@ -187,11 +213,17 @@ def fill_cache(
         if not finite:
             raise RunError(
                 f"an output of {plan.cut} is no number in {plan.dtype}: set cache_dtype='float32' or 'bfloat16'; "
-                "where that fails too, the weights are damaged"
+                "where that fails too, the weights are damaged. Give another --workdir, since the config differs"
             )
         rows = np.arange(start, min(start + len(kept), end))
         cache.write(split, rows, np.asarray(kept)[: len(rows)], {name: batch[name][: len(rows)] for name in batch})
 
+    # Validation first: it is small, and an image that cannot be read is told early.
+    if cache.done.get("validation", 0) < plan.rows.get("validation", 0):
+        for host, batch in prefetch(validation(), lambda batch: (batch, devices.place_batch(batch))):
+            host["index"] = np.where(host["mask"] > 0, host["index"], -1)
+            keep("validation", cache.done["validation"], plan.images["validation"], host, of_evaluation(trunk, batch))
+            yield cache.missing
     count = plan.images["train"]
     while cache.done["train"] < plan.rows["train"]:
         view, position = divmod(cache.done["train"], count)
@@ -205,10 +237,3 @@ def fill_cache(
                 of_view(trunk, batch, jnp.int32(seed), jnp.int32(view)),
             )
             yield cache.missing
-    if cache.done.get("validation", 0) < plan.rows.get("validation", 0):
-        cache.done["validation"] = 0
-        for host, batch in prefetch(validation(), lambda batch: (batch, devices.place_batch(batch))):
-            host["index"] = np.where(host["mask"] > 0, host["index"], -1)
-            keep("validation", cache.done["validation"], plan.images["validation"], host, of_evaluation(trunk, batch))
-            yield cache.missing
-    cache.record()

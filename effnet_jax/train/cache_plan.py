@@ -66,13 +66,14 @@ class CachePlan:
 
 
 def plan_cache(
-    phase: Mapping[str, Any], plan: FreezePlan, *, resolution: int, images: Mapping[str, int], where: str
+    phase: Mapping[str, Any], plan: FreezePlan, views: int, *, resolution: int, images: Mapping[str, int], where: str
 ) -> CachePlan | None:
     """Chooses where a phase's cache is cut: as deep as the frozen prefix goes and the budget allows.
 
     Args:
-      phase: with `views`, `cache`, `cache_gib`, `cache_dtype`.
+      phase: with `cache`, `cache_gib`, `cache_dtype`.
       plan: what is trained.
+      views: that the phase shows of each training image.
       resolution: of the phase.
       images: number of images by split.
       where: what an error calls the phase.
@@ -94,7 +95,7 @@ def plan_cache(
             first=plan.units[first],
             shape=shapes[plan.units[first - 1]],
             dtype=phase["cache_dtype"],
-            views=phase["views"],
+            views=views,
             images={split: images[split] for split in ("train", "validation") if split in images},
             place=phase["cache"],
             gib=phase["cache_gib"],

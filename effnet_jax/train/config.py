@@ -63,9 +63,9 @@ def default_config() -> ConfigDict:
                 "test": "test",  # "": none
                 "workers": 0,
                 "cache_gib": 1.0,  # memory for decoded photographs: a set that fits is decoded once
-                "on_bad_image": "error",
-                "size": 0,
-                "evaluation": "auto",
+                "on_bad_image": "error",  # "skip": go on without it, and list it
+                "size": 0,  # side of the squares of decoded photographs; 0: 8/7 of the resolution
+                "evaluation": "auto",  # "crop" (photographs), "resize" (small images)
                 "crop": "",  # "": as the weights were evaluated
             },
             "augment": {name: _any(value) if name in _OPEN else value for name, value in AUGMENT_DEFAULTS.items()},
@@ -84,30 +84,31 @@ PHASE_DEFAULTS: dict[str, Any] = {
     "train": ("classifier",),  # patterns of units
     "epochs": 0.0,  # or steps
     "steps": 0,
-    "optimizer": "sgd",
+    "optimizer": "sgd",  # sgd, rmsprop (as the original), adam, adamw, lars, lamb
     "momentum": 0.9,  # Adam's and LAMB's first decay
-    "nesterov": False,
-    "learning_rate": 0.01,
+    "nesterov": False,  # of sgd
+    "learning_rate": 0.01,  # the peak
     "scale_learning_rate": False,  # learning_rate is for 256 images a step
-    "schedule": "cosine",
+    "schedule": "cosine",  # constant, cosine, exponential (a staircase), plateau (follows the validation loss)
     "warmup": 0.0,  # in epochs, or in steps where the phase is given in steps; decay_every too
-    "decay_rate": 0.97,
-    "decay_every": 2.4,
+    "decay_rate": 0.97,  # factor of the exponential schedule …
+    "decay_every": 2.4,  # … at each of its stairs
     "plateau_factor": 0.3,  # of the learning rate, each time that the validation loss stops falling
     "plateau_patience": 3,  # evaluations without a lower validation loss, before that
-    "weight_decay": 0.0,
-    "decay_biases": True,
+    "weight_decay": 0.0,  # never of batch norm
+    "decay_biases": True,  # of the classifier and of squeeze-and-excite
     "clip_norm": 0.0,  # 0: no clipping
     "sam": 0.0,  # radius rho of sharpness-aware minimisation, such as 0.05; 0: off. A step costs two gradients
     "layer_decay": 1.0,
     "factors": {},  # pattern of units → factor of the learning rate
-    "keep_optimizer": False,  # units trained in the phase before keep their moments
+    # Units trained in the phase before keep their moments. (RMSProp's momentum holds steps of the old rate.)
+    "keep_optimizer": False,
     "batch_norm": "",  # "": the run's
     "resolution": 0,  # 0: the run's
     "views": 0,  # augmented views of each image, shown in turn; 0: a new one at every step
     "cache": "",  # "memory" or "disk": what the frozen units make of those views is computed once
-    "cache_gib": 4.0,
-    "cache_dtype": "float16",
+    "cache_gib": 4.0,  # of each host: where the outputs are too large, the cache is cut elsewhere
+    "cache_dtype": "float16",  # bfloat16, float32
     "augment": {},  # what differs from the run's
 }
 

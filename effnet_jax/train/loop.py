@@ -22,14 +22,13 @@ from effnet_jax.data.sources.base import Source
 from effnet_jax.disk import check_space
 from effnet_jax.errors import RunError
 from effnet_jax.train import advice, export
-from effnet_jax.train.cache_fill import FOLDER as CACHE_FOLDER
-from effnet_jax.train.cache_fill import prepare_cache
+from effnet_jax.train.cache_fill import cache_folder, prepare_cache
 from effnet_jax.train.checkpoints import Checkpoints, Progress, state_bytes
 from effnet_jax.train.config import augment_settings, check_config, check_devices
 from effnet_jax.train.interrupt import stop_signals
 from effnet_jax.train.meter import Meter, mean
 from effnet_jax.train.optimizers import observe, plateau_scale, unit_factors
-from effnet_jax.train.partition import Partition, make_partition
+from effnet_jax.train.partition import Partition, anywhere, make_partition
 from effnet_jax.train.report import Report, percent, write_json
 from effnet_jax.train.setup import (
     Phase,
@@ -108,6 +107,8 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
     if not has_checkpoints(workdir):
         variables = initial_variables(config, model, len(class_names), keep_classifier=kept)
         check_space(workdir, state_bytes(variables) * (config.checkpoint.keep + 2), "checkpoints and weights")
+        on_disk = [phase.cache.bytes for phase in phases if phase.cache and phase.cache.place == "disk"]
+        check_space(workdir, max(on_disk, default=0), "the trunk cache")
 
     # ---- from here on the run dir is written to
     with contextlib.ExitStack() as stack:
@@ -176,10 +177,10 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
                 state = partition.place_state(enter_phase(state, phase.optimizer, keep=phase.keys.keep_optimizer))
                 progress = Progress(phase=number, validation=progress.validation, results=progress.results)
             state = train_phase(run, phase, state, progress)
+            drop_cache(cache_folder(workdir))
             progress.results.append(finish_phase(run, phase, state, progress))
 
         # ---- what stays: weights, curves, figures
-        drop_cache(workdir / CACHE_FOLDER)
         direct = evaluation_rule(sources["train"], config.data.evaluation) == "resize"
         described = export.trained_metadata(
             workdir, config, metadata, class_names, resolution=resolution, crop=run.crop, direct=direct
@@ -238,9 +239,11 @@ def train_phase(run: Run, phase: Phase, state: TrainState, progress: Progress) -
         workdir=run.workdir,
         report=report,
         stopped=run.stopped,
+        after_batch=lambda: run.skipped.update(run.sources),
+        averages=state.ema,
     )
-    if cache and cache.missing:
-        stop(run, state, progress, str(run.stopped()))
+    if phase.cache and anywhere(cache is not None and cache.missing > 0):
+        stop(run, state, progress, run.stopped() or "a signal to another process")
     settings = augment_settings(config, phase.keys)
     if cache:
         augment = cached_inputs(run.model.num_classes, settings["label_smoothing"])
@@ -252,7 +255,7 @@ def train_phase(run: Run, phase: Phase, state: TrainState, progress: Progress) -
             phase.plan,
             phase.optimizer,
             augment,
-            views=phase.keys.views,
+            views=phase.views,
             first=cache.plan.first if cache else None,
             ema_decay=config.ema,
             axis_name=run.partition.axis_name,
@@ -356,7 +359,7 @@ def end_epoch(
     first = phase.epochs[step] == 1
     before = {} if first else progress.validation.get("train", {})
     run.report.advise(advice.above_guessing(phase.keys, before, results["train"], run.model.num_classes))
-    if first and progress.results:
+    if first and progress.results and not phase.resized:
         before, after = progress.validation.get("validation"), results.get("validation")
         run.report.advise(advice.at_border(before, after, phase.plan.batch_norm))
     run.report.draw()
@@ -399,7 +402,7 @@ def evaluate(run: Run, phase: Phase, state: TrainState, split: str, cache: Trunk
       phase: whose resolution counts.
       state: with the weights.
       split: of the config.
-      cache: taken for the frozen units where it holds this split and all the weights still are those it came from.
+      cache: taken for the frozen units where it holds this split.
 
     Returns:
       `{split: {"loss", "accuracy", "count"}}`, and the same for `<split>_ema` with averages; nothing where the config
@@ -416,7 +419,7 @@ def evaluate(run: Run, phase: Phase, state: TrainState, split: str, cache: Trunk
         "process_index": jax.process_index(),
         "process_count": jax.process_count(),
     }
-    if cache and cache.holds(split, *choices.values()):
+    if cache and split in cache.plan.images:
         eval_step = run.eval_step(phase.resolution, cache.plan.first)
         batches = cache.eval_batches(split, **order)
     else:

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from effnet_jax.errors import ConfigError, nearest
@@ -88,6 +89,13 @@ class Partition:
         if self.mode == "pmap":
             return jax.pmap(step, AXIS, in_axes=(None, 0), out_axes=None)
         return jax.jit(step, out_shardings=self.replicated)
+
+
+def anywhere(condition: bool) -> bool:
+    """Whether a condition holds on any process: for decisions that all must take together."""
+    if jax.process_count() == 1:
+        return condition
+    return bool(multihost_utils.process_allgather(np.int32(condition)).any())
 
 
 def make_partition(mode: str = "pjit", devices: Sequence[jax.Device] | None = None) -> Partition:

@@ -158,6 +158,8 @@ class Phase:
       schedule: learning rate by the step within the phase.
       optimizer: optax chain over all parameters.
       resolution: of its images.
+      resized: whether the phase before had another resolution, so that their figures do not compare.
+      views: how many views of each image it shows, 0 for a new one at every step; never more than its epochs show.
       cache: what its trunk cache holds, or None.
       start: steps before it.
       end: `start` and its own steps.
@@ -170,6 +172,8 @@ class Phase:
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
     resolution: int
+    resized: bool
+    views: int
     cache: CachePlan | None
     start: int
     end: int
@@ -196,7 +200,8 @@ def make_phases(config: Mapping[str, Any], images: Mapping[str, int]) -> list[Ph
       ConfigError: a trunk cache does not fit its budget.
     """
     steps_per_epoch = images["train"] / config["batch_size"]
-    phases, start = [], 0
+    phases: list[Phase] = []
+    start = 0
     for number, keys in enumerate(config["phases"]):
         steps = phase_steps(keys, steps_per_epoch)
         plan = make_plan(config, keys)
@@ -211,12 +216,32 @@ def make_phases(config: Mapping[str, Any], images: Mapping[str, int]) -> list[Ph
         evaluations = frozenset(step for step, epoch in ends.items() if epoch % every == 0 or step == start + steps)
         optimizer = make_optimizer(keys, plan, schedule)
         resolution = phase_resolution(config, keys)
-        cache = plan_cache(keys, plan, resolution=resolution, images=images, where=f"phases[{number}]")
+        resized = bool(phases) and phases[-1].resolution != resolution
+        views = min(keys["views"], _epochs_shown(start, start + steps, config["batch_size"], images["train"]))
+        cache = plan_cache(keys, plan, views, resolution=resolution, images=images, where=f"phases[{number}]")
         phases.append(
-            Phase(keys, plan, schedule, optimizer, resolution, cache, start, start + steps, ends, evaluations)
+            Phase(
+                keys=keys,
+                plan=plan,
+                schedule=schedule,
+                optimizer=optimizer,
+                resolution=resolution,
+                resized=resized,
+                views=views,
+                cache=cache,
+                start=start,
+                end=start + steps,
+                epochs=ends,
+                evaluations=evaluations,
+            )
         )
         start += steps
     return phases
+
+
+def _epochs_shown(start: int, end: int, batch_size: int, count: int) -> int:
+    """How many epochs of the endless sequence the steps from `start` to `end` touch."""
+    return (end * batch_size - 1) // count - start * batch_size // count + 1
 
 
 def phase_resolution(config: Mapping[str, Any], phase: Mapping[str, Any]) -> int:

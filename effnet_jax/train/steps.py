@@ -53,6 +53,11 @@ def view_keys(seed: int | jax.Array, step: jax.Array, batch: Batch, views: int =
     return example_keys(seed, PURPOSE_AUGMENT, batch["epoch"] % views if views else step, batch["index"])
 
 
+def unit_dtype(model: Any, inputs: jax.Array) -> Any:
+    """The type that a unit's output has in the model, whatever it was kept in: pooled features are float32."""
+    return model.dtype if inputs.ndim == 4 else jnp.float32
+
+
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """Cross-entropy of soft targets in float32: [N, classes] twice → [N]."""
     return optax.softmax_cross_entropy(logits.astype(jnp.float32), targets)
@@ -98,6 +103,8 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         inputs, targets = augment(batch, view_keys(state.seed, state.step, batch, views))
+        if first:
+            inputs = inputs.astype(unit_dtype(model, inputs))
         noise = example_keys(state.seed, PURPOSE_MODEL, state.step, batch["index"])
         trained, frozen = plan.split(state.params)
 
@@ -158,7 +165,10 @@ def make_eval_step(model: Any, *, resolution: int, first: str | None = None, axi
 
     def eval_step(variables: Variables, batch: Batch) -> Metrics:
         inputs = batch["image"]
-        inputs = resize_on_device(inputs, resolution) if inputs.dtype == jnp.uint8 else inputs.astype(jnp.float32)
+        if inputs.dtype == jnp.uint8:
+            inputs = resize_on_device(inputs, resolution)
+        if first:
+            inputs = inputs.astype(unit_dtype(model, inputs))
         logits = model.apply(variables, inputs, first=first, method="run")
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         correct = (jnp.argmax(logits, -1) == batch["label"]).astype(jnp.float32)

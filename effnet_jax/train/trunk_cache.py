@@ -8,6 +8,8 @@ ask any host for any example.
 
 import dataclasses
 import json
+import math
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,13 +21,13 @@ import numpy as np
 from effnet_jax.data.augment import soft_targets
 from effnet_jax.data.loader import Batches, process_share, step_epochs, step_indices
 from effnet_jax.disk import check_space
-from effnet_jax.train.cache_plan import CachePlan, trunk_hash
+from effnet_jax.errors import DiskError
+from effnet_jax.train.cache_plan import CachePlan
 from effnet_jax.train.report import write_json
-from effnet_jax.train.state import Variables
 from effnet_jax.train.steps import Augment, Batch
 
 _RECORD = "cache.json"
-_ROWS_BETWEEN_RECORDS = 4096
+_CHUNK = 2**24
 
 
 def cached_inputs(classes: int, smoothing: float) -> Augment:
@@ -33,7 +35,7 @@ def cached_inputs(classes: int, smoothing: float) -> Augment:
 
     def inputs(batch: Batch, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
         del keys
-        return batch["image"].astype(jnp.float32), soft_targets(batch["label"], classes, smoothing)
+        return batch["image"], soft_targets(batch["label"], classes, smoothing)
 
     return inputs
 
@@ -44,8 +46,7 @@ class TrunkCache:
 
     Attributes:
       plan: what it holds.
-      key: hash of what its numbers depend on.
-      trunk: hash of the weights that they come from.
+      key: hash of what its numbers depend on, of a cache on disk.
       arrays: by split the outputs, [views · N, …] or [N, …], and in `<split>_label`, `<split>_index` int32 [N].
       done: rows that are filled, by split.
       folder: where it is on disk; None in memory.
@@ -53,7 +54,6 @@ class TrunkCache:
 
     plan: CachePlan
     key: str
-    trunk: str
     arrays: dict[str, np.ndarray]
     done: dict[str, int]
     folder: Path | None
@@ -62,10 +62,6 @@ class TrunkCache:
     def missing(self) -> int:
         """Rows that are not filled yet."""
         return sum(self.plan.rows.values()) - sum(self.done.values())
-
-    def holds(self, split: str, *variables: Variables) -> bool:
-        """Whether the outputs of a split are kept, and all of some variables have the weights that they came from."""
-        return split in self.arrays and all(trunk_hash(self.plan, choice) == self.trunk for choice in variables)
 
     def train_batches(
         self, *, batch_size: int, seed: int, start_step: int, process_index: int, process_count: int
@@ -96,15 +92,12 @@ class TrunkCache:
         return {name: self.arrays[f"{split}_{name}"][rows] for name in ("label", "index")}
 
     def write(self, split: str, rows: np.ndarray, outputs: np.ndarray, batch: dict[str, np.ndarray]) -> None:
-        """Fills rows that follow the filled ones."""
+        """Fills rows that follow the filled ones; `record` makes it last."""
         self.arrays[split][rows] = outputs
         positions = rows % self.plan.images[split]
         for name in ("label", "index"):
             self.arrays[f"{split}_{name}"][positions] = batch[name]
-        before = self.done[split]
         self.done[split] = int(rows[-1]) + 1
-        if self.folder and before // _ROWS_BETWEEN_RECORDS != self.done[split] // _ROWS_BETWEEN_RECORDS:
-            self.record()
 
     def record(self) -> None:
         """Writes down how far a cache on disk is filled, once its rows are there."""
@@ -115,14 +108,13 @@ class TrunkCache:
             write_json(self.folder / _RECORD, {"key": self.key, "done": self.done})
 
 
-def open_cache(plan: CachePlan, key: str, trunk: str, folder: Path) -> TrunkCache:
+def open_cache(plan: CachePlan, key: str, folder: Path) -> TrunkCache:
     """Makes the arrays of a cache, or opens those of the same key on disk; of another key they are thrown away.
 
     Args:
       plan: what it holds.
-      key: from `cache_key`.
-      trunk: from `trunk_hash`.
-      folder: for a cache on disk.
+      key: from `cache_key`, for a cache on disk.
+      folder: likewise.
 
     Raises:
       DiskError: there is too little room.
@@ -133,19 +125,38 @@ def open_cache(plan: CachePlan, key: str, trunk: str, folder: Path) -> TrunkCach
         shapes |= {f"{split}_{name}": ((plan.images[split],), np.dtype(np.int32)) for name in ("label", "index")}
     done = dict.fromkeys(plan.rows, 0)
     if plan.place == "memory":
-        return TrunkCache(plan, key, trunk, {name: np.empty(*shape) for name, shape in shapes.items()}, done, None)
+        return TrunkCache(plan, key, {name: np.empty(*shape) for name, shape in shapes.items()}, done, None)
+    sizes = {folder / f"{name}.bin": math.prod(shape) * dtype.itemsize for name, (shape, dtype) in shapes.items()}
     known = _read_record(folder)
-    again = known.get("key") == key
-    if not again:
+    if known.get("key") == key and all(path.exists() and path.stat().st_size == size for path, size in sizes.items()):
+        done = known["done"]
+        if done.get("validation", 0) < plan.rows.get("validation", 0):
+            done["validation"] = 0  # it is filled in one go
+    else:
         drop_cache(folder)
         check_space(folder, plan.bytes, "the trunk cache")
         folder.mkdir(parents=True)
-    done = known["done"] if again else done
+        for path, size in sizes.items():
+            _allocate(path, size)
     arrays: dict[str, np.ndarray] = {
-        name: np.memmap(folder / f"{name}.bin", dtype, "r+" if again else "w+", shape=shape)
-        for name, (shape, dtype) in shapes.items()
+        name: np.memmap(folder / f"{name}.bin", dtype, "r+", shape=shape) for name, (shape, dtype) in shapes.items()
     }
-    return TrunkCache(plan, key, trunk, arrays, done, folder)
+    return TrunkCache(plan, key, arrays, done, folder)
+
+
+def _allocate(path: Path, size: int) -> None:
+    # A mapped file with holes would end the process by a signal where the disk fills up later.
+    try:
+        with open(path, "wb") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                for start in range(0, size, _CHUNK):
+                    file.write(bytes(min(_CHUNK, size - start)))
+    except OSError as error:
+        raise DiskError(
+            f"no space left on the disk for the trunk cache in {path.parent} ({error}): free some"
+        ) from None
 
 
 def drop_cache(folder: Path) -> None:

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 import signal
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from effnet_jax.train import cache_fill, loop
 from effnet_jax.train.cache_plan import cache_key, plan_cache, trunk_hash
 from effnet_jax.train.config import check_config, default_config, phase
 from effnet_jax.train.freeze import FreezePlan
+from effnet_jax.train.setup import make_phases
 from effnet_jax.weights.metadata import Metadata
 from effnet_jax.weights.store import read_weights, write_weights
 from tests import synthetic
@@ -70,7 +72,7 @@ def test_training_from_the_cache_equals_training_on_the_same_views(config, tmp_p
         "outputs of block6d, 1×1×192 in float32, of 40 train × 2 views + 10 validation images"
         in capsys.readouterr().out
     )
-    assert not (tmp_path / "disk" / "trunk_cache").exists()  # it has had its time
+    assert not list((tmp_path / "disk").glob("trunk_cache*"))  # it has had its time
     plain, disk = (read_weights(tmp_path / name / "weights")[0] for name in ("plain", "disk"))
     for path, leaf in jax.tree_util.tree_leaves_with_path(plain["params"]):
         other = disk["params"]
@@ -104,32 +106,70 @@ def test_a_fill_on_disk_goes_on_where_it_stopped(config, tmp_path, monkeypatch):
     monkeypatch.setattr(cache_fill.TrunkCache, "write", stop_inside)
     with pytest.raises(KeyboardInterrupt):
         loop.train(config, tmp_path / "stopped")
-    assert filled[-1] == ("top", "train", 24)
+    assert filled[-1] == ("top", "train", 8)
     loop.train(config, tmp_path / "stopped")
-    assert filled[4] == ("top", "train", 32)
+    assert filled[4] == ("top", "train", 16)
     found, _ = losses(tmp_path / "stopped")
     assert found.tolist() == wanted.tolist()
 
 
+def test_in_memory_a_resume_fills_again_and_bad_images_are_listed(config, tmp_path, monkeypatch):
+    for split in ("train", "validation"):
+        path = Path(config.data.name) / split / "cat" / "000.jpg"
+        path.write_bytes(path.read_bytes()[:300])
+    config.data.on_bad_image = "skip"
+    config = cached(config, train=("classifier",), epochs=2, cache="memory")
+    summary = loop.train(config, tmp_path / "whole")
+    assert {split: len(images) for split, images in summary["skipped_images"].items()} == {"train": 1, "validation": 1}
+    assert summary["validation"]["count"] == 9
+
+    record_steps = loop.record_steps
+
+    def stop_at_seven(run, phase, state, meter, progress):
+        record_steps(run, phase, state, meter, progress)
+        if int(state.step) == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(loop, "record_steps", stop_at_seven)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(config, tmp_path / "stopped")
+    monkeypatch.setattr(loop, "record_steps", record_steps)
+    again = loop.train(config, tmp_path / "stopped")
+    assert again["skipped_images"] == summary["skipped_images"]
+    assert losses(tmp_path / "stopped")[0].tolist() == losses(tmp_path / "whole")[0].tolist()
+
+
+def test_no_view_is_computed_that_is_not_shown():
+    config = default_config()
+    config.weights, config.data.name, config.batch_size = "weights/b0", "cifar100", 10
+    config.phases = (
+        phase(name="short", steps=3, views=4, cache="memory"),
+        phase(name="long", epochs=5, views=4, cache="memory"),
+    )
+    short, long = make_phases(check_config(config), {"train": 40})
+    assert (short.views, short.cache.rows["train"]) == (1, 40)
+    assert (long.views, long.cache.rows["train"]) == (4, 160)
+
+
 def test_the_cut_is_as_deep_as_the_plan_and_the_budget_allow():
     plan = FreezePlan("b0", ("top", "classifier"))
-    keys = {"views": 1, "cache": "memory", "cache_gib": 4.0, "cache_dtype": "float16"}
+    keys = {"cache": "memory", "cache_gib": 4.0, "cache_dtype": "float16"}
     at = {"resolution": 224, "images": IMAGES, "where": "phases[0]"}
-    deepest = plan_cache(keys, plan, **at)
+    deepest = plan_cache(keys, plan, 1, **at)
     assert (deepest.cut, deepest.first, deepest.shape) == ("block7a", "top", (7, 7, 320))
     assert deepest.bytes == 50 * 7 * 7 * 320 * 2
     # 7×7×192 values are fewer than 7×7×320: a smaller budget cuts one block earlier.
-    smaller = plan_cache({**keys, "cache_gib": 0.99 * deepest.bytes / 2**30}, plan, **at)
+    smaller = plan_cache({**keys, "cache_gib": 0.99 * deepest.bytes / 2**30}, plan, 1, **at)
     assert (smaller.cut, smaller.first) == ("block6d", "block7a")
-    head = plan_cache(keys, FreezePlan("b0", ("classifier",)), **at)
+    head = plan_cache(keys, FreezePlan("b0", ("classifier",)), 1, **at)
     assert (head.cut, head.shape) == ("top", (1280,))
     with pytest.raises(ConfigError, match=r"phases\[0\].cache_gib=0.0001 is too small for any cut; the smallest"):
-        plan_cache({**keys, "cache_gib": 1e-4}, plan, **at)
+        plan_cache({**keys, "cache_gib": 1e-4}, plan, 1, **at)
 
 
 def test_the_key_tells_weights_data_and_settings_apart():
-    keys = {"views": 1, "cache": "memory", "cache_gib": 4.0, "cache_dtype": "float16"}
-    plan = plan_cache(keys, FreezePlan("lite0", ("top:",)), resolution=32, images={"train": 4}, where="")
+    keys = {"cache": "memory", "cache_gib": 4.0, "cache_dtype": "float16"}
+    plan = plan_cache(keys, FreezePlan("lite0", ("top:",)), 1, resolution=32, images={"train": 4}, where="")
     variables = synthetic.variables("lite0", num_classes=4)
     images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
     source = ArraySource("four", images, np.arange(4, dtype=np.int32), ("a", "b", "c", "d"))
