@@ -5,7 +5,7 @@
 
 480 million parameters: the classifier from a cache of pooled features, then everything with SAM, whose two gradients a
 step find flat minima (Foret et al. 2021, the best published figure of this network on CIFAR-100: 96.08 %). Each device
-holds all parameters, their gradients and moments (by arithmetic about 8 GB), besides the activations of its share of the batch.
+holds all parameters, their gradients and moments (by arithmetic about 8 GB), besides the activations of its share.
 
 Expected from the literature, not measured here: 96 %. It is the last network to try: B0 to B3 take hours where this
 takes a pod.

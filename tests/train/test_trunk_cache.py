@@ -89,6 +89,7 @@ def counted(fill, seen):
     return fill_and_count
 
 
+@pytest.mark.slow
 def test_a_fill_on_disk_goes_on_where_it_stopped(config, tmp_path, monkeypatch):
     config = cached(config, train=("classifier",), cache="disk", cache_dtype="float16")
     loop.train(config, tmp_path / "whole")
@@ -113,6 +114,7 @@ def test_a_fill_on_disk_goes_on_where_it_stopped(config, tmp_path, monkeypatch):
     assert found.tolist() == wanted.tolist()
 
 
+@pytest.mark.slow
 def test_in_memory_a_resume_fills_again_and_bad_images_are_listed(config, tmp_path, monkeypatch):
     for split in ("train", "validation"):
         path = Path(config.data.name) / split / "cat" / "000.jpg"
