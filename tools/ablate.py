@@ -29,7 +29,8 @@ from ml_collections import ConfigDict
 from effnet_jax.errors import RunError, run_command
 from effnet_jax.model.efficientnet import create_model
 from effnet_jax.train import setup
-from effnet_jax.train.config import check_config, default_config, make_plan, phase
+from effnet_jax.train.config import check_config, default_config, phase
+from effnet_jax.train.config_checks import make_plan
 from effnet_jax.train.curves import read_rows
 from effnet_jax.train.freeze import FreezePlan
 from effnet_jax.train.loop import train

@@ -17,7 +17,7 @@ from effnet_jax.data.sources.base import Source
 from effnet_jax.errors import RunError
 from effnet_jax.model.efficientnet import EfficientNet, pool
 from effnet_jax.train.cache_plan import cache_key, trunk_hash
-from effnet_jax.train.config import augment_settings
+from effnet_jax.train.config_checks import augment_settings
 from effnet_jax.train.meter import duration
 from effnet_jax.train.partition import make_partition
 from effnet_jax.train.report import Report

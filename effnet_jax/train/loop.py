@@ -4,32 +4,31 @@ This page holds the order of things; what it calls are rooms of their own.
 """
 
 import contextlib
-import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from effnet_jax.data.augment import make_augment
-from effnet_jax.data.loader import eval_batches, evaluation_rule, prefetch, square_size, train_batches
-from effnet_jax.data.sources.base import Source
+from effnet_jax.data.loader import evaluation_rule
 from effnet_jax.disk import check_space
 from effnet_jax.errors import RunError
 from effnet_jax.train import advice, export
 from effnet_jax.train.cache_fill import cache_folder, prepare_cache
 from effnet_jax.train.checkpoints import Checkpoints, Progress, state_bytes
-from effnet_jax.train.config import augment_settings, check_config, check_devices
+from effnet_jax.train.config import check_config
+from effnet_jax.train.config_checks import augment_settings, check_devices
 from effnet_jax.train.interrupt import stop_signals
 from effnet_jax.train.meter import Meter, mean
 from effnet_jax.train.optimizers import observe, plateau_scale, unit_factors
-from effnet_jax.train.partition import Partition, anywhere, make_partition
+from effnet_jax.train.partition import anywhere, make_partition
 from effnet_jax.train.report import Report, percent, write_json
+from effnet_jax.train.run import Results, Run, evaluate, training_stream
 from effnet_jax.train.setup import (
     Phase,
     check_weights,
@@ -40,33 +39,10 @@ from effnet_jax.train.setup import (
     open_sources,
 )
 from effnet_jax.train.skipped import SKIPPED, SkippedImages
-from effnet_jax.train.state import TrainState, Variables, create_state, enter_phase
+from effnet_jax.train.state import TrainState, create_state, enter_phase
 from effnet_jax.train.steps import make_eval_step, make_train_step
 from effnet_jax.train.trunk_cache import TrunkCache, cached_inputs, drop_cache
 from effnet_jax.train.workdir import CHECKPOINTS, SUMMARY, check_workdir, claim_workdir, has_checkpoints, provenance
-
-Results = dict[str, dict[str, float]]  # split → figures
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What a run works with; nothing of it changes."""
-
-    config: ConfigDict
-    sources: dict[str, Source]
-    model: Any
-    workdir: Path
-    crop: str
-    partition: Partition
-    eval_step: Callable[..., Any]  # (resolution, first unit) → the compiled step
-    checkpoints: Checkpoints
-    report: Report
-    skipped: SkippedImages
-    stopped: Callable[[], str | None]  # the signal that asks to stop, once it came
-
-    @property
-    def steps_per_epoch(self) -> float:
-        return len(self.sources["train"]) / self.config.batch_size
 
 
 def train(config: Any, workdir: str | Path) -> dict[str, Any]:
@@ -292,30 +268,6 @@ def stop(run: Run, state: TrainState, progress: Progress, reason: str) -> NoRetu
     raise KeyboardInterrupt
 
 
-def training_stream(
-    run: Run, phase: Phase, step: int, cache: TrunkCache | None
-) -> Generator[dict[str, Any], None, None]:
-    """Batches on the devices, from the one of the step after `step` on."""
-    order: dict[str, Any] = {
-        "batch_size": run.config.batch_size,
-        "seed": run.config.seed,
-        "start_step": step,
-        "process_index": jax.process_index(),
-        "process_count": jax.process_count(),
-    }
-    if cache:
-        batches = cache.train_batches(**order)
-    else:
-        batches = train_batches(
-            run.sources["train"],
-            workers=run.config.data.workers,
-            size=square_size(phase.resolution, run.config.data.size),
-            cache_gib=run.config.data.cache_gib,
-            **order,
-        )
-    yield from prefetch(batches, run.partition.place_batch)
-
-
 def record_steps(run: Run, phase: Phase, state: TrainState, meter: Meter, progress: Progress) -> None:
     """Fetches the metrics of the last steps, logs every `log_every`th, and stops at a loss that is no number."""
     for step, values in meter.collect(progress.sums):
@@ -392,56 +344,3 @@ def finish_phase(run: Run, phase: Phase, state: TrainState, progress: Progress) 
     train, validation = progress.validation.get("train"), progress.validation.get("validation")
     run.report.advise(advice.at_end(phase.keys, run.config.batch_size, train, validation))
     return {"name": phase.name, **progress.validation, **results}
-
-
-def evaluate(run: Run, phase: Phase, state: TrainState, split: str, cache: TrunkCache | None = None) -> Results:
-    """Evaluates a split exactly, over every example, with the weights and with their moving averages.
-
-    Args:
-      run: what the run works with.
-      phase: whose resolution counts.
-      state: with the weights.
-      split: of the config.
-      cache: taken for the frozen units where it holds this split.
-
-    Returns:
-      `{split: {"loss", "accuracy", "count"}}`, and the same for `<split>_ema` with averages; nothing where the config
-      names no such split.
-    """
-    if split not in run.sources:
-        return {}
-    choices: dict[str, Variables] = {split: state.variables}
-    if state.ema is not None:
-        choices[f"{split}_ema"] = state.ema
-    totals: Results = {name: {"loss": 0.0, "correct": 0.0, "count": 0.0} for name in choices}
-    order: dict[str, Any] = {
-        "batch_size": run.config.eval_batch_size or run.config.batch_size,
-        "process_index": jax.process_index(),
-        "process_count": jax.process_count(),
-    }
-    if cache and split in cache.plan.images:
-        eval_step = run.eval_step(phase.resolution, cache.plan.first)
-        batches = cache.eval_batches(split, **order)
-    else:
-        eval_step = run.eval_step(phase.resolution)
-        batches = eval_batches(
-            run.sources[split],
-            resolution=phase.resolution,
-            crop=run.crop,
-            evaluation=run.config.data.evaluation,
-            workers=run.config.data.workers,
-            **order,
-        )
-    for batch in prefetch(batches, run.partition.place_batch):
-        for name, variables in choices.items():
-            for key, value in eval_step(variables, batch).items():
-                totals[name][key] += float(value)
-    run.skipped.update(run.sources)
-    return {
-        name: {
-            "loss": sums["loss"] / max(sums["count"], 1),
-            "accuracy": sums["correct"] / max(sums["count"], 1),
-            "count": int(sums["count"]),
-        }
-        for name, sums in totals.items()
-    }

@@ -17,7 +17,7 @@ from effnet_jax.errors import ConfigError, DataError, WeightsError
 from effnet_jax.model.efficientnet import EfficientNet, create_model
 from effnet_jax.model.variants import VARIANTS
 from effnet_jax.train.cache_plan import CachePlan, plan_cache
-from effnet_jax.train.config import make_plan
+from effnet_jax.train.config_checks import make_plan
 from effnet_jax.train.freeze import FreezePlan
 from effnet_jax.train.optimizers import make_optimizer, make_schedule, phase_steps, plateau_scale
 from effnet_jax.train.partition import AXIS

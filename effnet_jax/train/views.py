@@ -16,7 +16,8 @@ from effnet_jax.data.loader import eval_batches, square_size, train_batches
 from effnet_jax.data.sources import open_source
 from effnet_jax.data.sources.base import ArraySource, Source
 from effnet_jax.errors import ConfigError, WeightsError, nearest
-from effnet_jax.train.config import augment_settings, check_config
+from effnet_jax.train.config import check_config
+from effnet_jax.train.config_checks import augment_settings
 from effnet_jax.train.setup import check_weights, phase_resolution
 from effnet_jax.train.steps import view_keys
 

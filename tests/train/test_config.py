@@ -7,17 +7,8 @@ from ml_collections import ConfigDict
 
 from effnet_jax.errors import ConfigError, EffnetError, run_command
 from effnet_jax.train import __main__ as command
-from effnet_jax.train.config import (
-    PHASE_DEFAULTS,
-    augment_settings,
-    check_config,
-    check_devices,
-    default_config,
-    difference,
-    make_plan,
-    phase,
-    to_json,
-)
+from effnet_jax.train.config import PHASE_DEFAULTS, check_config, default_config, difference, phase, to_json
+from effnet_jax.train.config_checks import augment_settings, check_devices, make_plan
 
 
 def a_config(**changes):
