@@ -8,9 +8,11 @@ programs in turn, and the least of them counts. Run it on an idle machine.
 """
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -80,10 +82,10 @@ def main() -> None:
     forward = jax.jit(model.apply).lower(variables, images).compile()
     programs = {("forward", False): Program(forward, (variables, images), _flops(forward))}
     units = model.units
-    for unit in reversed(units):
-        programs[unit, False] = compile_step(model, variables, unit, images, cached=False)
-        if unit != units[0]:
-            programs[unit, True] = compile_step(model, variables, unit, images, cached=True)
+    names = [(unit, cached) for unit in reversed(units) for cached in (False, True) if not cached or unit != units[0]]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # XLA compiles outside of Python's lock
+        compiled = pool.map(lambda name: compile_step(model, variables, name[0], images, cached=name[1]), names)
+        programs |= dict(zip(names, compiled, strict=True))
     print("compiled; measuring", file=sys.stderr, flush=True)
     seconds: dict[tuple[str, bool], float] = {}
     for _ in range(arguments.rounds + 1):  # the first warms up
