@@ -1,8 +1,16 @@
-"""CIFAR-100 with EfficientNet-B0 on two CPU cores, in about two hours.
+"""CIFAR-100 with EfficientNet-B0 on two CPU cores, in two hours: 85.0 % on test.
 
 python tools/port_tf_checkpoint.py efficientnet-b0.tar.gz weights/b0 --family imagenet
 python tools/prepare_data.py cifar100 --data_dir=DIR
 python -m effnet_jax.train --config=configs/cifar100_b0_cpu.py --workdir=runs/b0_cpu --config.data.data_dir=DIR
+
+The classifier at 224 first, from a cache of pooled features: the frozen network runs once over the images, and each of
+20 epochs then takes two seconds. Then block4 and deeper at 160, half the pixels, with fresh views at every step. Batch
+norm stays still.
+
+Measured with the AutoAugment recipe's weights, one seed: test 76.3 % after the head, 85.0 % at the end (standard error
+0.4); validation, 2,500 held-back training images, 76.1 % and 85.7 %. 1 h 58 min on two cores, with other work beside
+it: docs/results.md.
 """
 
 from ml_collections import ConfigDict
