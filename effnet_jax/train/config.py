@@ -123,10 +123,13 @@ def shrink(config: ConfigDict, *, resolution: int = 64, batch_size: int = 16) ->
       The config. Its `data` stays: a large set needs smaller splits, such as `train[:256]`.
     """
     config.resolution = resolution
-    config.batch_size = min(config.batch_size, batch_size)
+    share = min(1.0, batch_size / config.batch_size)
+    config.batch_size = round(config.batch_size * share)
     config.log_every = 1
     for keys in config.phases:
         keys.update(epochs=0.0, steps=4, resolution=0, warmup=min(keys["warmup"], 1.0))
+        if not keys["scale_learning_rate"]:  # in proportion to the images of a step
+            keys["learning_rate"] *= share
     return config
 
 

@@ -36,6 +36,8 @@ def test_a_first_loss_above_guessing_names_rate_and_momentum(keys, said, unsaid)
 def test_a_fall_at_an_unfreezing_names_batch_norm_or_the_rate():
     assert advice.at_border({"accuracy": 0.8}, {"accuracy": 0.79}, "frozen") == []
     assert advice.at_border(None, {"accuracy": 0.7}, "train") == []
+    assert advice.at_border({"accuracy": 0.8, "count": 120}, {"accuracy": 0.75}, "frozen") == []  # six images
+    assert advice.at_border({"accuracy": 0.8, "count": 12_000}, {"accuracy": 0.75}, "frozen")
     (frozen,) = advice.at_border({"accuracy": 0.8}, {"accuracy": 0.7}, "frozen")
     (trained,) = advice.at_border({"accuracy": 0.8}, {"accuracy": 0.7}, "train")
     assert "by 10.0 points" in frozen and "learning rate is too high" in frozen and "batch_norm" not in frozen
