@@ -6,6 +6,7 @@ word, `uniform` takes its upper 53 bits.
 """
 
 import math
+import os
 import zlib
 
 import numpy as np
@@ -13,6 +14,8 @@ from flax import traverse_util
 
 from effnet_jax.model.variants import VARIANTS, Variant
 from effnet_jax.weights import names
+from effnet_jax.weights.metadata import Metadata
+from effnet_jax.weights.store import write_weights
 
 _DEVIATION = math.sqrt((65536.0**2 - 1.0) / 3.0)  # of the sum of four 16-bit uniforms
 
@@ -63,3 +66,9 @@ def variables(variant_name: str, seed: int = 0, num_classes: int = 1000) -> dict
         name = f"efficientnet-{variant_name}/{row.tf_name}"
         flat[tuple(row.path.split("/"))] = row.from_tf(tf_value(name, row.tf_shape, seed, row.path in damped))
     return traverse_util.unflatten_dict(flat)
+
+
+def write_weights_dir(path: str | os.PathLike, variant_name: str = "lite0") -> None:
+    """Writes a weights dir of the synthetic checkpoint, of 1000 classes."""
+    family = "lite" if VARIANTS[variant_name].lite else "imagenet"
+    write_weights(path, variables(variant_name), Metadata(variant_name, family, family, "pad32", 224, 1000))

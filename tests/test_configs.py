@@ -8,8 +8,6 @@ from effnet_jax.train.__main__ import parse_command
 from effnet_jax.train.config import check_config
 from effnet_jax.train.loop import train
 from effnet_jax.train.setup import make_phases
-from effnet_jax.weights.metadata import Metadata
-from effnet_jax.weights.store import write_weights
 from tests import synthetic
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,9 +44,7 @@ def test_the_smoke_form_is_short(path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["cifar100_b0", "cifar100_b0_cpu", "cifar100_b0_scratch"])
 def test_the_smoke_form_runs_on_cifar100(name, shared, tmp_path):
-    write_weights(
-        tmp_path / "b0", synthetic.variables("b0"), Metadata("b0", "imagenet", "imagenet", "pad32", 224, 1000)
-    )
+    synthetic.write_weights_dir(tmp_path / "b0", "b0")
     config = read(ROOT / "configs" / f"{name}.py", "smoke").copy_and_resolve_references()
     config.data.data_dir = str(shared / "data" / "tfds")
     if config.weights:

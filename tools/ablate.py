@@ -38,7 +38,9 @@ from effnet_jax.train.report import write_json
 from effnet_jax.train.workdir import SUMMARY, check_workdir
 from effnet_jax.weights.store import read_metadata
 
-COST = "A run of B0 takes about 80 s on an idle CPU core, a third of it compiling; all, with three seeds, 45 minutes."
+COST = (
+    "On a CPU core of its own a run of B0 takes half a minute to two minutes; all, with three seeds, about 40 minutes."
+)
 BATCH_SIZE = 64
 SIZES = {"train": 1280, "validation": 1000, "resolution": 64}
 SMOKE = {"train": 64, "validation": 32, "resolution": 32}

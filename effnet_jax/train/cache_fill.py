@@ -16,7 +16,7 @@ from effnet_jax.data.loader import Batches, eval_batches, ordered_batches, prefe
 from effnet_jax.data.sources.base import Source
 from effnet_jax.errors import RunError
 from effnet_jax.model.efficientnet import EfficientNet, pool
-from effnet_jax.train.cache_plan import cache_key, trunk_hash
+from effnet_jax.train.cache_plan import cache_key, trunk_hash, trunk_variables
 from effnet_jax.train.config_checks import augment_settings
 from effnet_jax.train.meter import duration
 from effnet_jax.train.partition import make_partition
@@ -92,7 +92,7 @@ def prepare_cache(
     # The key reads every image, and only a cache on disk can be an old one.
     key = cache_key(plan, about, trunk, sources) if plan.place == "disk" else ""
     cache = open_cache(plan, key, folder)
-    loading: dict[str, Any] = {"workers": config["data"]["workers"]}
+    workers = config["data"]["workers"]
     # Each process computes all of it, on its own devices.
     batch_size = (config["eval_batch_size"] or config["batch_size"]) // jax.process_count()
     fill = fill_cache(
@@ -105,7 +105,7 @@ def prepare_cache(
             start=start,
             size=size,
             cache_gib=config["data"]["cache_gib"],
-            **loading,
+            workers=workers,
         ),
         validation=lambda: eval_batches(
             sources["validation"],
@@ -113,7 +113,7 @@ def prepare_cache(
             resolution=phase.resolution,
             crop=crop,
             evaluation=config["data"]["evaluation"],
-            **loading,
+            workers=workers,
         ),
         augment=make_augment(settings, resolution=phase.resolution, num_classes=model.num_classes),
         seed=config["seed"],
@@ -191,8 +191,7 @@ def fill_cache(
       RunError: an output that the cache's type cannot hold.
     """
     plan, devices = cache.plan, make_partition("pjit", jax.local_devices())
-    trunk = {kind: {unit: tree[unit] for unit in plan.units if unit in tree} for kind, tree in variables.items()}
-    trunk = devices.place_state(trunk)
+    trunk = devices.place_state(trunk_variables(plan, variables))
 
     def outputs(trunk: Variables, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         result: Any = model.apply(trunk, images, last=plan.cut, method="run")

@@ -127,11 +127,15 @@ def cache_key(plan: CachePlan, about: Mapping[str, Any], trunk: str, sources: Ma
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def trunk_variables(plan: CachePlan, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the parameters and statistics that the cached outputs come from."""
+    return {kind: {unit: tree[unit] for unit in plan.units if unit in tree} for kind, tree in variables.items()}
+
+
 def trunk_hash(plan: CachePlan, variables: Mapping[str, Any]) -> str:
-    """Returns a hash of the parameters and statistics that the cached outputs come from."""
-    trunk = {kind: {unit: tree[unit] for unit in plan.units if unit in tree} for kind, tree in variables.items()}
+    """Returns a hash of `trunk_variables`."""
     digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(trunk):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(trunk_variables(plan, variables)):
         array = np.ascontiguousarray(np.asarray(leaf))
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
         digest.update(array.tobytes())

@@ -82,9 +82,9 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
     variables = None
     if not has_checkpoints(workdir):
         variables = initial_variables(config, model, len(class_names), keep_classifier=kept)
-        check_space(workdir, state_bytes(variables) * (config.checkpoint.keep + 2), "checkpoints and weights")
-        on_disk = [phase.cache.bytes for phase in phases if phase.cache and phase.cache.place == "disk"]
-        check_space(workdir, max(on_disk, default=0), "the trunk cache")
+        saved = state_bytes(variables) * (config.checkpoint.keep + 2)
+        cached = max((phase.cache.bytes for phase in phases if phase.cache and phase.cache.place == "disk"), default=0)
+        check_space(workdir, saved + cached, "checkpoints and weights" + " and the trunk cache" * bool(cached))
 
     # ---- from here on the run dir is written to
     with contextlib.ExitStack() as stack:

@@ -18,7 +18,7 @@ from effnet_jax.data.sources.base import ArraySource, Source
 from effnet_jax.errors import ConfigError, WeightsError, nearest
 from effnet_jax.train.config import check_config
 from effnet_jax.train.config_checks import augment_settings
-from effnet_jax.train.setup import check_weights, phase_resolution
+from effnet_jax.train.setup import check_weights, make_phases
 from effnet_jax.train.steps import view_keys
 
 
@@ -61,9 +61,9 @@ def collect_views(config: Any, *, phase: str = "", step: int = 0, count: int = 2
     names = [keys["name"] for keys in config.phases]
     if phase and phase not in names:
         raise ConfigError(f"the config has no phase {phase!r}: {nearest(phase, names)}")
-    chosen = config.phases[names.index(phase) if phase else 0]
     source = open_source(config.data, "train")
-    resolution = phase_resolution(config, chosen)
+    chosen = make_phases(config, {"train": len(source)})[names.index(phase) if phase else 0]
+    resolution = chosen.resolution
     batches = train_batches(
         source,
         batch_size=config.batch_size,
@@ -73,7 +73,7 @@ def collect_views(config: Any, *, phase: str = "", step: int = 0, count: int = 2
     )
     batch = next(batches)
     batches.close()
-    settings = augment_settings(config, chosen)
+    settings = augment_settings(config, chosen.keys)
     augment = jax.jit(make_augment(settings, resolution=resolution, num_classes=len(source.class_names)))
     # The whole batch, since mixing takes partners from all of it.
     keys = view_keys(config.seed, jnp.int32(step), jax.tree.map(jnp.asarray, batch), chosen.views)
@@ -93,7 +93,7 @@ def collect_views(config: Any, *, phase: str = "", step: int = 0, count: int = 2
     off = dataclasses.asdict(AugmentSettings())
     used = {name: value for name, value in settings.items() if value != off[name]}
     described = ", ".join(f"{name} {value}" for name, value in used.items()) or "no augmentation"
-    what = f"{Path(config.data.name).name}, phase {chosen['name']}, step {step}, {resolution}x{resolution}"
+    what = f"{Path(config.data.name).name}, phase {chosen.name}, step {step}, {resolution}x{resolution}"
     return Views(
         title=f"{what}: {described}",
         training=np.asarray(training[: len(positions)]),

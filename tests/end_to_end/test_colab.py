@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 from nbclient import NotebookClient
 
-from effnet_jax.weights.metadata import Metadata
-from effnet_jax.weights.store import write_weights
 from tests import synthetic
 from tests.conftest import REPOSITORY
 
@@ -70,7 +68,7 @@ def test_it_is_committed_without_outputs(notebook):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")  # of Jupyter's packages
 def test_it_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
     weights = tmp_path / "lite0"
-    write_weights(weights, synthetic.variables("lite0"), Metadata("lite0", "lite", "lite", "pad32", 224, 1000))
+    synthetic.write_weights_dir(weights)
     write_archive(tmp_path / "cifar-100-python.tar.gz")
     values = {
         "VARIANT": "lite0",

@@ -8,8 +8,6 @@ import sys
 
 import pytest
 
-from effnet_jax.weights.metadata import Metadata
-from effnet_jax.weights.store import write_weights
 from tests import synthetic
 
 RUN = """
@@ -36,7 +34,7 @@ train(config, workdir)
 def test_two_processes_get_the_figures_of_one(image_folder, tmp_path):
     images = image_folder(per_class={"train": 8, "validation": 3, "test": 3})
     weights = tmp_path / "weights"
-    write_weights(weights, synthetic.variables("lite0"), Metadata("lite0", "lite", "lite", "pad32", 224, 1000))
+    synthetic.write_weights_dir(weights)
     environment = {**os.environ, "XLA_FLAGS": "", "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
 
     def figures(name, count, mode):

@@ -16,8 +16,7 @@ from effnet_jax.errors import EffnetError, RunError
 from effnet_jax.train.config import default_config, phase
 from effnet_jax.train.loop import train
 from effnet_jax.train.report import Report
-from effnet_jax.weights.metadata import Metadata
-from effnet_jax.weights.store import read_metadata, read_weights, write_weights
+from effnet_jax.weights.store import read_metadata, read_weights
 from tests import synthetic
 
 PER_CLASS = {"train": 20, "validation": 5, "test": 7}
@@ -28,7 +27,7 @@ TIMES = ("images_per_second",)
 def weights(tmp_path_factory):
     """A weights dir of Lite0 with random values and 1000 classes."""
     path = tmp_path_factory.mktemp("weights") / "lite0"
-    write_weights(path, synthetic.variables("lite0"), Metadata("lite0", "lite", "lite", "pad32", 224, 1000))
+    synthetic.write_weights_dir(path)
     return path
 
 

@@ -15,7 +15,6 @@ from effnet_jax.train.cache_plan import cache_key, plan_cache, trunk_hash
 from effnet_jax.train.config import check_config, default_config, phase
 from effnet_jax.train.freeze import FreezePlan
 from effnet_jax.train.setup import make_phases
-from effnet_jax.weights.metadata import Metadata
 from effnet_jax.weights.store import read_weights, write_weights
 from tests import synthetic
 
@@ -25,7 +24,7 @@ IMAGES = {"train": 40, "validation": 10}
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("cache") / "lite0"
-    write_weights(path, synthetic.variables("lite0"), Metadata("lite0", "lite", "lite", "pad32", 224, 1000))
+    synthetic.write_weights_dir(path)
     return path
 
 
