@@ -209,7 +209,7 @@ def test_evaluation_counts_only_what_the_mask_keeps(lite0, batch):
     mask = (np.arange(16) < 11).astype(np.float32)
     padded = np.where(mask[:, None, None, None] > 0, images, np.nan)
     part = evaluate(variables, {"image": padded, "label": batch["label"], "mask": mask})
-    logits = model.apply(variables, batch["image"].astype(np.float32))
+    logits = jax.jit(model.apply)(variables, batch["image"].astype(np.float32))
     losses = -jax.nn.log_softmax(logits)[np.arange(16), batch["label"]]
     hits = np.argmax(logits, -1) == batch["label"]
     assert (float(whole["count"]), float(part["count"])) == (16, 11)
