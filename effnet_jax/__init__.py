@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from effnet_jax.model.efficientnet import create_model
     from effnet_jax.model.variants import VARIANTS
     from effnet_jax.predict import load_classifier
-    from effnet_jax.train.freeze import FreezePlan
+    from effnet_jax.train.step.freeze import FreezePlan
     from effnet_jax.weights.store import load_weights
 
 __version__ = "0.1.0"
@@ -19,7 +19,7 @@ __all__ = ["VARIANTS", "FreezePlan", "create_model", "load_classifier", "load_we
 
 _HOMES = {
     "VARIANTS": "effnet_jax.model.variants",
-    "FreezePlan": "effnet_jax.train.freeze",
+    "FreezePlan": "effnet_jax.train.step.freeze",
     "create_model": "effnet_jax.model.efficientnet",
     "load_classifier": "effnet_jax.predict",
     "load_weights": "effnet_jax.weights.store",

@@ -38,12 +38,34 @@ class DataError(EffnetError):
     """A data set or image that is missing, damaged or mislabelled."""
 
 
+class PathError(EffnetError):
+    """A path that names no place which can be read or written: another scheme, a bucket that is missing or refuses."""
+
+
 class DiskError(EffnetError):
     """A disk without room for what is to be written."""
 
 
 class RunError(EffnetError):
     """A run dir or a running training that cannot go on."""
+
+
+class HostsError(EffnetError):
+    """Processes of one run that differ, failed, or do not answer."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A wish to stop that was heard and followed. No error: the message says what was kept and how to go on.
+
+    Attributes:
+      signal: the signal's name, `SIGTERM` or `SIGINT`.
+      status: the exit status that tells of it, 143 or 130.
+    """
+
+    def __init__(self, signal: str, message: str = ""):
+        super().__init__(message)
+        self.signal = signal
+        self.status = {"SIGTERM": 143, "SIGINT": 130}[signal]
 
 
 def nearest(name: str, choices: Iterable[str], count: int = 3) -> str:
@@ -81,7 +103,7 @@ def run_command(main: Callable[[], int | None]) -> None:
         place = f" ({error.filename})" if error.filename else ""
         print(f"error: {error.strerror or error}{place}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as error:
+        print(str(error) or "interrupted", file=sys.stderr)
+        sys.exit(getattr(error, "status", 130))
     sys.exit(status or 0)

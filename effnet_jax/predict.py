@@ -10,7 +10,6 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -38,7 +37,7 @@ class Classifier:
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
-        model, variables, metadata = load_weights(Path(path))
+        model, variables, metadata = load_weights(path)
         if not metadata.num_classes:
             raise WeightsError(
                 f"{path} has no classifier (it was ported with --notop): port it again without, or train one with "

@@ -7,7 +7,7 @@ import pytest
 from effnet_jax.train.__main__ import parse_command
 from effnet_jax.train.config import check_config
 from effnet_jax.train.loop import train
-from effnet_jax.train.setup import make_phases
+from effnet_jax.train.phases import make_phases
 from tests import synthetic
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -17,7 +17,7 @@ CIFAR = {"train": 47_500, "validation": 2_500, "test": 10_000}
 
 def read(path, mode=""):
     flag = f"--config={path}{':' if mode else ''}{mode}"
-    return check_config(parse_command(["train", flag, "--workdir=runs/x"])[0])
+    return check_config(parse_command(["train", flag, "--workdir=runs/x"]).config)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -26,16 +26,16 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from effnet_jax import files
 from effnet_jax.errors import RunError, run_command
 from effnet_jax.model.efficientnet import create_model
-from effnet_jax.train import setup
+from effnet_jax.train import phases
 from effnet_jax.train.config import check_config, default_config, phase
-from effnet_jax.train.config_checks import make_plan
-from effnet_jax.train.curves import read_rows
-from effnet_jax.train.freeze import FreezePlan
+from effnet_jax.train.config.checks import make_plan
 from effnet_jax.train.loop import train
-from effnet_jax.train.report import write_json
-from effnet_jax.train.workdir import SUMMARY, check_workdir
+from effnet_jax.train.rundir.log import read_rows
+from effnet_jax.train.rundir.workdir import SUMMARY, check_workdir
+from effnet_jax.train.step.freeze import FreezePlan
 from effnet_jax.weights.store import read_metadata
 
 COST = (
@@ -187,14 +187,14 @@ def run(name: str, seed: int, args: argparse.Namespace) -> str:
         jax.config.update("jax_compilation_cache_dir", str(args.out.resolve() / ".xla"))
     arm, folder = ARMS[name], run_folder(args.out, name, seed)
     config = make_config(arm, seed, args)
-    if check_workdir(folder, check_config(config)):
+    if check_workdir(files.as_path(folder), check_config(config))[1]:
         return f"{folder} is finished"
     if diverged(folder):
         return f"{folder} has diverged"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         if arm.split_blocks:
-            stack.enter_context(mock.patch.object(setup, "make_plan", split_plan))
+            stack.enter_context(mock.patch.object(phases, "make_plan", split_plan))
         log = stack.enter_context(open(f"{folder}.log", "a", encoding="utf-8"))
         stack.enter_context(contextlib.redirect_stdout(log))
         try:
@@ -266,7 +266,7 @@ def measure(row: Row, args: argparse.Namespace) -> dict[str, Any]:
         notes += [f"seed {seed}, {line}" for line in dict.fromkeys(lines) if line.startswith(kinds)]
         if finished:
             classes = len(json.loads((folder / SUMMARY).read_text(encoding="utf-8"))["class_names"])
-            epochs = read_rows(folder / "metrics.jsonl")
+            epochs = read_rows(folder)
             evaluated = [each for each in epochs if each["split"] == row.split]
             first[seed] = 100 * next(each["accuracy"] for each in evaluated if each["phase"] == opened)
             end[seed] = 100 * evaluated[-1]["accuracy"]
@@ -405,7 +405,7 @@ def main() -> None:
     run_all(list(dict.fromkeys(row.arm for name in args.only for row in ABLATIONS[name][1])), args)
     result = collect(args.only, args)
     text = table(result)
-    write_json(args.out / "ablations.json", result)
+    files.write_json(args.out / "ablations.json", result)
     (args.out / "ablations.md").write_text(text, encoding="utf-8")
     draw(result, args.out / "ablations.png")
     print(f"\n{text}\nwrote {args.out / 'ablations.md'}, ablations.json and ablations.png")

@@ -22,7 +22,7 @@ from effnet_jax.model import layers
 from effnet_jax.model.convolutions import native_conv
 from effnet_jax.model.efficientnet import create_model
 from effnet_jax.model.variants import get_variant
-from effnet_jax.train.freeze import FreezePlan
+from effnet_jax.train.step.freeze import FreezePlan
 
 
 @contextlib.contextmanager

@@ -26,9 +26,9 @@ from effnet_jax.data.preprocess import decode_image, evaluation_image, training_
 from effnet_jax.data.sources import open_source
 from effnet_jax.errors import DataError, run_command
 from effnet_jax.model.efficientnet import create_model
-from effnet_jax.train.freeze import FreezePlan
-from effnet_jax.train.state import create_state
-from effnet_jax.train.steps import make_train_step
+from effnet_jax.train.step.freeze import FreezePlan
+from effnet_jax.train.step.state import create_state
+from effnet_jax.train.step.steps import make_train_step
 
 
 def row(what: str, figure: float, unit: str, note: str = "") -> None:
@@ -93,11 +93,12 @@ def photographs(folder: str, size: int, resolution: int, count: int = 300) -> No
 
     source = open_source({"name": folder}, "train")
     steps = max(1, len(source) // 32)
-    for label, options in (
+    kinds: tuple[tuple[str, dict[str, Any]], ...] = (
         ("threads, no cache", {"cache_gib": 0}),
         ("threads, kept in memory", {"cache_gib": 8}),
         ("2 worker processes", {"cache_gib": 0, "workers": 2}),
-    ):
+    )
+    for label, options in kinds:
         batches = train_batches(source, batch_size=32, seed=0, size=size, **options)
         speeds = []
         for _ in range(2):

@@ -23,12 +23,12 @@ from effnet_jax.errors import run_command
 from effnet_jax.model.efficientnet import EfficientNet, create_model
 from effnet_jax.model.variants import get_variant
 from effnet_jax.summary import summarise
+from effnet_jax.train.cache.store import cached_inputs
 from effnet_jax.train.config import phase
-from effnet_jax.train.freeze import FreezePlan
-from effnet_jax.train.optimizers import make_optimizer, make_schedule
-from effnet_jax.train.state import create_state
-from effnet_jax.train.steps import make_train_step
-from effnet_jax.train.trunk_cache import cached_inputs
+from effnet_jax.train.step.freeze import FreezePlan
+from effnet_jax.train.step.optimizers import make_optimizer, make_schedule
+from effnet_jax.train.step.state import create_state
+from effnet_jax.train.step.steps import make_train_step
 
 CLASSES = 100
 

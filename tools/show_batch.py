@@ -8,8 +8,8 @@ import argparse
 import sys
 
 from effnet_jax.errors import ConfigError, run_command
+from effnet_jax.preview import collect_views, draw_views
 from effnet_jax.train.__main__ import parse_command
-from effnet_jax.train.views import collect_views, draw_views
 
 
 def main() -> int:
@@ -24,7 +24,7 @@ def main() -> int:
     if args.count < 1 or args.step < 0:
         raise ConfigError("--count must be at least 1, --step at least 0")
     # The recipe and its overrides are read as in training; nothing is written to a run dir.
-    config, _ = parse_command([sys.argv[0], *others, "--workdir=unused"])
+    config = parse_command([sys.argv[0], *others, "--workdir=unused"]).config
     draw_views(collect_views(config, phase=args.phase, step=args.step, count=args.count), args.out)
     print(f"wrote {args.out}")
     return 0

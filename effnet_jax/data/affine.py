@@ -22,7 +22,6 @@ from jax import Array, lax
 
 from effnet_jax.data.resize import bicubic_taps
 
-INTERPOLATIONS = ("bilinear", "bicubic")
 CUBIC_A = -0.75  # TensorFlow 1's; the common -0.5 is its half-pixel variant
 
 

@@ -5,7 +5,7 @@ import numbers
 from collections.abc import Mapping
 from typing import Any
 
-from effnet_jax.data.affine import INTERPOLATIONS
+from effnet_jax.choices import INTERPOLATIONS
 from effnet_jax.data.policies import POLICIES
 from effnet_jax.errors import ConfigError, nearest
 

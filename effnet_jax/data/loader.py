@@ -2,7 +2,7 @@
 
 The global batch of step t is a pure function of (seed, t): the examples are laid out as one endless sequence,
 shuffled anew in each epoch, and step t takes the `batch_size` positions from `t * batch_size` on, across an epoch's
-end where they do not divide. A process takes its contiguous share of each batch. So nothing depends on the number of
+end where they do not divide. A process takes the rows of it that its devices hold. So nothing depends on the number of
 processes, workers or threads, and a resume needs no more than `start_step`.
 """
 
@@ -16,13 +16,13 @@ import grain
 import numpy as np
 from absl import flags
 
+from effnet_jax.choices import EVALUATIONS
 from effnet_jax.data.examples import evaluation_batch, training_batch
 from effnet_jax.data.sources.base import ArraySource, Source
 from effnet_jax.errors import ConfigError, DataError, nearest
 
 Batch = dict[str, np.ndarray]
 Batches = Generator[Batch, None, None]  # close() ends its threads or worker processes
-EVALUATIONS = ("auto", "crop", "resize")
 
 _ENDLESS = 2**40  # steps
 _MAX_THREADS = 8
@@ -78,17 +78,6 @@ def step_epochs(step: int, *, batch_size: int, count: int) -> np.ndarray:
     return (np.arange(step * batch_size, (step + 1) * batch_size) // count).astype(np.int32)
 
 
-def process_share(batch_size: int, process_index: int, process_count: int) -> slice:
-    """The part of a global batch that a process takes. Raises ConfigError where it cannot be shared evenly."""
-    if batch_size < 1 or batch_size % process_count:
-        raise ConfigError(
-            f"batch_size {batch_size} cannot be shared by {process_count} processes: make it a multiple of "
-            f"{process_count}"
-        )
-    local = batch_size // process_count
-    return slice(process_index * local, (process_index + 1) * local)
-
-
 def square_size(resolution: int, size: int = 0) -> int:
     """The side of the squares that photographs are brought to for training.
 
@@ -110,8 +99,7 @@ def train_batches(
     start_step: int = 0,
     workers: int = 0,
     size: int = 256,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: np.ndarray | None = None,
     cache_gib: float = 1.0,
 ) -> Batches:
     """Endless training batches of this process, from `start_step` on.
@@ -130,23 +118,19 @@ def train_batches(
       start_step: the first step to give.
       workers: processes that decode photographs; 0: threads of this process.
       size: side of the squares of photographs (`square_size`).
-      process_index: which process this is.
-      process_count: how many there are.
+      rows: positions in the global batch that this process takes; None: all.
       cache_gib: bound of the memory for decoded photographs, in GiB.
 
     Returns:
       An iterator of dicts: `image` uint8 [B, S, S, 3] (small images: [B, h, w, 3]), `aspect` float32 [B] (width /
       height of the photograph before it was squeezed; 1 for small images), `label` int32 [B], `index` int32 [B]
-      (position in the source), `epoch` int32 [B] (that the example is shown in, from 0), with B = batch_size /
-      process_count. It raises DataError for an image that cannot be decoded.
-
-    Raises:
-      ConfigError: the batch cannot be shared evenly.
+      (position in the source), `epoch` int32 [B] (that the example is shown in, from 0), with B the number of
+      `rows`. It raises DataError for an image that cannot be decoded.
     """
-    share = process_share(batch_size, process_index, process_count)
-    place = functools.partial(_shuffled, batch_size=batch_size, seed=seed, count=len(source), share=share)
+    rows = np.arange(batch_size) if rows is None else rows
+    place = functools.partial(_shuffled, batch_size=batch_size, seed=seed, count=len(source), rows=rows)
     steps = range(start_step, start_step + _ENDLESS)
-    return _training(source, steps, place, share.stop - share.start, workers=workers, size=size, cache_gib=cache_gib)
+    return _training(source, steps, place, len(rows), workers=workers, size=size, cache_gib=cache_gib)
 
 
 def ordered_batches(
@@ -165,9 +149,9 @@ def ordered_batches(
 Place = Callable[[int], tuple[np.ndarray, np.ndarray]]  # step -> positions in the source and epochs, [B] each
 
 
-def _shuffled(step: int, *, batch_size: int, seed: int, count: int, share: slice) -> tuple[np.ndarray, np.ndarray]:
+def _shuffled(step: int, *, batch_size: int, seed: int, count: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     indices = step_indices(step, batch_size=batch_size, seed=seed, count=count)
-    return indices[share], step_epochs(step, batch_size=batch_size, count=count)[share]
+    return indices[rows], step_epochs(step, batch_size=batch_size, count=count)[rows]
 
 
 def _in_order(step: int, *, batch_size: int, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -226,8 +210,7 @@ def eval_batches(
     crop: str,
     evaluation: str = "auto",
     workers: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: np.ndarray | None = None,
 ) -> Batches:
     """Evaluation batches of this process: every example exactly once, in order, the last batch padded.
 
@@ -244,24 +227,23 @@ def eval_batches(
         resized as a whole by TF1 bicubic on the host, small images are given as they are, for the device to resize;
         `"auto"`: `resize` for small images, `crop` for photographs.
       workers: processes that decode a large set of photographs; 0: threads of this process.
-      process_index: which process this is.
-      process_count: how many there are.
+      rows: positions in the global batch that this process takes; None: all.
 
     Returns:
       An iterator of dicts: `image` (float32 [B, R, R, 3] in 0..255; uint8 [B, h, w, 3] for small images to be
       resized), `label` int32 [B], `index` int32 [B] (-1: padding), `mask` float32 [B] (0: padding).
 
     Raises:
-      ConfigError: the batch cannot be shared evenly, or an unknown `evaluation`.
+      ConfigError: an unknown `evaluation`.
     """
     rule = evaluation_rule(source, evaluation)
-    share = process_share(batch_size, process_index, process_count)
+    rows = np.arange(batch_size) if rows is None else rows
     native = rule == "resize" and source.fixed_shape is not None
     make = functools.partial(
         _evaluation_step,
         source=source,
         batch_size=batch_size,
-        share=share,
+        rows=rows,
         resolution=resolution,
         crop=crop if rule == "crop" else None,
         native=native,
@@ -272,14 +254,14 @@ def eval_batches(
         source,
         inline=native and isinstance(source, ArraySource),
         workers=workers if len(source) >= _EVALUATION_IN_WORKERS else 0,
-        batch_bytes=(share.stop - share.start) * resolution * resolution * 12,
+        batch_bytes=len(rows) * resolution * resolution * 12,
     )
 
 
 def _evaluation_step(
-    step: int, *, source: Source, batch_size: int, share: slice, resolution: int, crop: str | None, native: bool
+    step: int, *, source: Source, batch_size: int, rows: np.ndarray, resolution: int, crop: str | None, native: bool
 ) -> dict[str, Any]:
-    positions = np.arange(int(step) * batch_size, (int(step) + 1) * batch_size)[share]
+    positions = int(step) * batch_size + rows
     positions[positions >= len(source)] = -1
     return _guarded(lambda: evaluation_batch(source, positions, None if native else resolution, crop))
 

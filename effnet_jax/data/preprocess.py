@@ -12,10 +12,10 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from effnet_jax.choices import CROPS
 from effnet_jax.data.resize import resize_bicubic, resize_bilinear
 from effnet_jax.errors import ConfigError, DataError, nearest
 
-CROPS = ("pad32", "frac", "none")
 MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a GiB as RGB
 BACKGROUND = 255  # transparent images are laid on white, as shops and viewers show them
 

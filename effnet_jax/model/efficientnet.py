@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from effnet_jax.choices import DTYPES
 from effnet_jax.errors import ConfigError, VariantError, nearest
 from effnet_jax.model import layers
 from effnet_jax.model.variants import NORMALIZATIONS, SURVIVAL_PROB, Block, Variant, get_variant
 
 POOLINGS = ("avg", "max", "none")
-DTYPES = ("float32", "bfloat16")
 
 Units = bool | Collection[str]  # True: all units; False: none; else their names
 

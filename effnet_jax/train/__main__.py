@@ -4,12 +4,13 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from effnet_jax.errors import ConfigError, nearest, run_command
-from effnet_jax.train.config import default_config, flat, plain
+from effnet_jax.train.config import check_config, default_config, flat, plain
 
 USAGE = """usage: python -m effnet_jax.train --config=FILE[:ARGUMENT] --workdir=DIR [--config.KEY=VALUE …]
 
@@ -18,7 +19,20 @@ curves, weights and figures to DIR. Started again with the same command it goes 
 
   --config.batch_size=32                     changes a key of the config
   --config.phases[0].learning_rate=0.02      changes a key of a phase
+
+Run on every host of a Cloud TPU slice, or under SLURM, GKE or Open MPI, it joins the hosts by itself; elsewhere with
+  --coordinator=HOST:PORT --processes=N --process=I      of process 0; how many; which this is, from 0
 """
+
+
+class Command(NamedTuple):
+    """What the command was given: the config as recipe and overrides make it, unchecked, and the run dir."""
+
+    config: ConfigDict
+    workdir: str
+    coordinator: str = ""
+    processes: int = 0
+    process: int = -1
 
 
 def main() -> int:
@@ -26,21 +40,23 @@ def main() -> int:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(USAGE)
         return 0
-    config, workdir = parse_command(sys.argv)
-    from effnet_jax.train.loop import train  # after the flags, so that a mistyped one is told at once
+    command = parse_command(sys.argv)
+    check_config(command.config)
+    # After the flags and the config, so that a mistyped one is told at once.
+    from effnet_jax import hosts
+    from effnet_jax.train.loop import train
 
-    train(config, workdir)
+    hosts.join(command.coordinator, command.processes, command.process)
+    print(hosts.describe(), flush=True)
+    train(command.config, command.workdir)
     return 0
 
 
-def parse_command(argv: Sequence[str]) -> tuple[ConfigDict, str]:
+def parse_command(argv: Sequence[str]) -> Command:
     """Reads `--config=FILE[:ARGUMENT] --workdir=DIR [--config.key=value …]`.
 
     Args:
       argv: arguments with the program's name first.
-
-    Returns:
-      The config as the recipe and the overrides give it, unchecked, and the run dir.
 
     Raises:
       ConfigError: a flag, file, key or value that does not exist or cannot be read.
@@ -49,6 +65,9 @@ def parse_command(argv: Sequence[str]) -> tuple[ConfigDict, str]:
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=list(argv))
     flags.DEFINE_string("workdir", "", "the run dir", flag_values=values)
+    flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0", flag_values=values)
+    flags.DEFINE_integer("processes", 0, "how many processes there are", flag_values=values)
+    flags.DEFINE_integer("process", -1, "which process this is, from 0", flag_values=values)
     path = next((argument.split("=", 1)[1] for argument in argv if argument.startswith("--config=")), "")
     if not path:
         raise ConfigError("--config=FILE is missing: name a recipe, such as --config=configs/quickstart.py")
@@ -66,7 +85,7 @@ def parse_command(argv: Sequence[str]) -> tuple[ConfigDict, str]:
     except (AttributeError, KeyError, IndexError) as error:
         if not overrides:  # a bug of the recipe, whose author needs the traceback
             raise
-        config, _ = parse_command([argument for argument in argv if not argument.startswith("--config.")])
+        config = parse_command([argument for argument in argv if not argument.startswith("--config.")]).config
         known = [key for key, _ in flat(plain(config))]
         unknown = [key for key in overrides if key.removeprefix("--config.") not in known] or overrides
         choices = list(dict.fromkeys([*known, *(key for key, _ in flat(plain(default_config())))]))
@@ -80,7 +99,8 @@ def parse_command(argv: Sequence[str]) -> tuple[ConfigDict, str]:
         raise ConfigError(f"{rest[1]!r} is not a flag: write --config.key=value to change a key of the config")
     if not values["workdir"].value:
         raise ConfigError("--workdir=DIR is missing: name the folder that the run writes to")
-    return config, values["workdir"].value
+    joining: dict[str, Any] = {name: values[name].value for name in ("coordinator", "processes", "process")}
+    return Command(config, values["workdir"].value, **joining)
 
 
 def _last_line(error: Exception) -> str:

@@ -73,9 +73,8 @@ def at_end(phase: Mapping[str, Any], batch_size: int, train: Figures | None, val
     ]
 
 
-def not_finite(step: int, phase: Mapping[str, Any], last_good: int | None) -> str:
-    """The message of a run that stops because its loss is no number."""
-    saved = f"the last good checkpoint is step {last_good}" if last_good is not None else "no checkpoint was saved yet"
+def not_finite(what: str, step: int, phase: Mapping[str, Any], saved: str) -> str:
+    """The message of a run that stops because its loss or its gradient is no number; `saved` says what is left."""
     cures = [f"learning_rate={phase['learning_rate'] / 10:g}"]
     if phase["optimizer"] == "rmsprop" and phase["momentum"]:
         cures.append("optimizer='sgd' or 'adamw'")
@@ -83,6 +82,6 @@ def not_finite(step: int, phase: Mapping[str, Any], last_good: int | None) -> st
     if not phase["clip_norm"]:
         cures.append("clip_norm=1.0")
     return (
-        f"the loss is not finite at step {step} of phase {phase['name']!r}; {saved}. The learning rate is the first "
+        f"the {what} is not finite at step {step} of phase {phase['name']!r}; {saved}. The learning rate is the first "
         f"suspect: try {', '.join(cures[:-1])} or {cures[-1]}, and another --workdir, since the config differs"
     )

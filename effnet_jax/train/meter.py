@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 
+_LAG = 2  # steps that the devices may have before them while metrics are fetched
+
 
 class Meter:
     """Metrics and speed of a phase. Steps run ahead of the host; their metrics are fetched some steps later."""
@@ -30,18 +32,21 @@ class Meter:
     def __len__(self) -> int:
         return len(self._pending)
 
-    def collect(self, sums: dict[str, float]) -> list[tuple[int, dict[str, float]]]:
-        """Brings waiting metrics to the host and adds them to an epoch's sums.
+    def collect(self, sums: dict[str, float], *, wait: bool = True) -> list[tuple[int, dict[str, float]]]:
+        """Brings waiting metrics to the host, in one go, and adds them to an epoch's sums.
 
         Args:
           sums: `steps`, and the sums of `loss` and `accuracy`; changed in place up to the first loss that is no
             number.
+          wait: whether for the newest steps too. Where not, the devices go on with them meanwhile.
 
         Returns:
           (step, metrics) of each step, the last one that of a loss that is no number where there is one.
         """
+        count = len(self._pending) if wait else max(len(self._pending) - _LAG, 0)
+        fetched, self._pending = self._pending[:count], self._pending[count:]
         rows = []
-        for step, metrics in self._pending:
+        for step, metrics in jax.device_get(fetched):
             values = {key: float(value) for key, value in metrics.items()}
             rows.append((step, values))
             self._collected = step
@@ -50,7 +55,6 @@ class Meter:
             for key in ("loss", "accuracy"):
                 sums[key] = sums.get(key, 0.0) + values[key]
             sums["steps"] = sums.get("steps", 0) + 1
-        self._pending.clear()
         return rows
 
     @contextlib.contextmanager

@@ -4,17 +4,20 @@ import dataclasses
 import importlib.metadata
 import importlib.resources
 import json
+import os
 import platform
-from pathlib import Path
 from typing import Any
 
+from etils import epath
+
+from effnet_jax import files
+from effnet_jax.choices import CROPS
 from effnet_jax.errors import WeightsError
 from effnet_jax.model.variants import FAMILIES, NORMALIZATIONS, VARIANTS
 
 METADATA_FILE = "metadata.json"
 FORMAT = 1
 
-_CROPS = ("pad32", "frac", "none")
 _RESIZES = ("bicubic", "direct")
 _PACKAGES = ("effnet-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -58,7 +61,7 @@ class Metadata:
         return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, path: Path) -> "Metadata":
+    def from_json(cls, text: str, path: epath.Path) -> "Metadata":
         """Reads the contents of `metadata.json`.
 
         Args:
@@ -98,7 +101,7 @@ class Metadata:
             ("variant", tuple(VARIANTS)),
             ("family", tuple(FAMILIES)),
             ("normalization", tuple(NORMALIZATIONS)),
-            ("crop", _CROPS),
+            ("crop", CROPS),
             ("resize", _RESIZES),
         )
         for key, choices in known:
@@ -119,16 +122,16 @@ class Metadata:
                 raise ValueError(f"its {key} is {getattr(self, key)!r}")
 
 
-def check_output(path: str | Path) -> Path:
+def check_output(path: epath.PathLike) -> epath.Path:
     """Returns the path of a weights dir to be written, absolute.
 
     Raises:
       WeightsError: something is there already.
     """
-    path = Path(path).expanduser().absolute()
-    if path.exists() or path.is_symlink():
-        raise WeightsError(f"the output {path} exists already: give another name, or delete it first")
-    return path
+    place = files.absolute(path)
+    if place.exists() or (files.is_local(place) and os.path.islink(place)):
+        raise WeightsError(f"the output {place} exists already: give another name, or delete it first")
+    return place
 
 
 def current_versions() -> dict[str, str]:

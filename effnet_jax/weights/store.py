@@ -4,11 +4,7 @@ orbax restores a flipped bit without a word, so each leaf's CRC-32C is kept in t
 """
 
 import dataclasses
-import errno
-import os
-import shutil
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -16,9 +12,10 @@ import google_crc32c
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.experimental import multihost_utils
 
-from effnet_jax.disk import check_space
+from effnet_jax import files, hosts
 from effnet_jax.errors import WeightsError
 from effnet_jax.model.efficientnet import create_model
 from effnet_jax.model.layers import dense_kernel_init
@@ -31,7 +28,7 @@ Variables = dict[str, Any]
 VARIABLES_FOLDER = "variables"
 
 
-def write_weights(path: str | Path, variables: Mapping[str, Any], metadata: Metadata) -> Metadata:
+def write_weights(path: epath.PathLike, variables: Mapping[str, Any], metadata: Metadata) -> Metadata:
     """Writes a weights dir: whole, or not at all.
 
     In a run of several processes all of them call this with the same arguments, and the first one writes.
@@ -48,7 +45,8 @@ def write_weights(path: str | Path, variables: Mapping[str, Any], metadata: Meta
       DiskError: there is too little room.
       WeightsError: the folder exists, the arrays are not those of the variant, or it cannot be written.
     """
-    path = check_output(path)
+    with hosts.agree("the output is free"):
+        place = check_output(path)
     leaves = {name: _to_host(leaf) for name, leaf in _flatten(variables)}
     _check_shapes({name: leaf.shape for name, leaf in leaves.items()}, metadata, str(path))
     metadata = dataclasses.replace(
@@ -56,27 +54,23 @@ def write_weights(path: str | Path, variables: Mapping[str, Any], metadata: Meta
         versions=current_versions(),
         checksums={name: _checksum(leaf) for name, leaf in leaves.items()},
     )
-    if jax.process_index() == 0:
-        check_space(path, sum(leaf.nbytes for leaf in leaves.values()), "the weights")
-    # The same name in every process; what a stopped run left there is of no use to anyone.
-    partial = path.with_name(f".{path.name}.partial")
-    first = jax.process_index() == 0
+    with hosts.agree("the weights dir is written"):
+        if hosts.is_first():
+            _write(place, _nest(leaves), metadata)
+    return metadata
+
+
+def _write(path: epath.Path, tree: Variables, metadata: Metadata) -> None:
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+    files.check_space(path, size, "the weights")
     try:
-        if first:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-        wait_for_all("partial weights dir made")
-        with ocp.Checkpointer(_orbax_handler()) as checkpointer:
-            checkpointer.save(partial / VARIABLES_FOLDER, args=ocp.args.PyTreeSave(_nest(leaves)))
-        if first:
-            (partial / METADATA_FILE).write_text(metadata.to_json(), encoding="utf-8")
-            os.rename(partial, path)
-    except BaseException as error:
-        if first:
-            shutil.rmtree(partial, ignore_errors=True)
-        if _is_full_disk(error):
-            size = sum(leaf.nbytes for leaf in leaves.values())
+        with files.new_folder(path) as folder:
+            with ocp.Checkpointer(array_handler(), multiprocessing_options=alone()) as checkpointer:
+                checkpointer.save(folder / VARIABLES_FOLDER, args=ocp.args.PyTreeSave(tree))
+            # Last: on a bucket, where nothing is renamed, it is what makes the folder a weights dir.
+            files.write_bytes(folder / METADATA_FILE, metadata.to_json().encode())
+    except Exception as error:
+        if files.full_disk(error):
             raise WeightsError(
                 f"cannot write {path}: no space left on the disk, and {size / 1e6:.0f} MB are needed; "
                 "free some or write elsewhere (nothing was left behind)"
@@ -84,17 +78,15 @@ def write_weights(path: str | Path, variables: Mapping[str, Any], metadata: Meta
         if isinstance(error, OSError):
             raise WeightsError(f"cannot write {path}: {error.strerror or error} (nothing was left behind)") from error
         raise
-    wait_for_all("weights dir written")
-    return metadata
 
 
-def read_metadata(path: str | Path) -> Metadata:
+def read_metadata(path: epath.PathLike) -> Metadata:
     """Reads what a weights dir says about itself, without its arrays.
 
     Raises:
       WeightsError: it is missing, no weights dir, damaged, or of a newer format.
     """
-    path = Path(path).expanduser()
+    path = files.as_path(path)
     file = path / METADATA_FILE
     try:
         return Metadata.from_json(file.read_text(encoding="utf-8"), file)
@@ -112,12 +104,17 @@ def read_metadata(path: str | Path) -> Metadata:
     for inner in ("weights", "weights_ema"):
         if (path / inner / METADATA_FILE).exists():
             raise WeightsError(f"{path} is a run dir: its weights dir is {path / inner}")
+    if (path / "config.json").exists() and files.visible(path / "checkpoints"):
+        raise WeightsError(
+            f"{path} is the run dir of a run that is not finished: finish it with the command that started it, or take "
+            f"the weights of its newest checkpoint with python -m effnet_jax.export {path} OUT"
+        )
     raise WeightsError(
         f"{path} is no weights dir (it has no {METADATA_FILE}): make one with tools/port_tf_checkpoint.py"
     )
 
 
-def read_weights(path: str | Path) -> tuple[Variables, Metadata]:
+def read_weights(path: epath.PathLike) -> tuple[Variables, Metadata]:
     """Reads a weights dir; every leaf's checksum is verified.
 
     Args:
@@ -129,7 +126,7 @@ def read_weights(path: str | Path) -> tuple[Variables, Metadata]:
     Raises:
       WeightsError: it is missing, no weights dir, damaged (the message names the leaf), or of a newer format.
     """
-    path = Path(path).expanduser().absolute()
+    path = files.absolute(path)
     metadata = read_metadata(path)
     restore = "restore the weights dir from a copy, or port the weights again"
     folder = path / VARIABLES_FOLDER
@@ -139,7 +136,7 @@ def read_weights(path: str | Path) -> tuple[Variables, Metadata]:
     if sorted(metadata.checksums) != sorted(shapes):
         raise WeightsError(f"{path} is damaged: its checksums are not those of {metadata.variant}; {restore}")
     try:
-        with ocp.Checkpointer(_orbax_handler()) as checkpointer:
+        with ocp.Checkpointer(array_handler(), multiprocessing_options=alone()) as checkpointer:
             args = _nest(dict.fromkeys(shapes, ocp.RestoreArgs(restore_type=np.ndarray)))
             restored = checkpointer.restore(folder, args=ocp.args.PyTreeRestore(restore_args=args))
         leaves = dict(_flatten(restored))
@@ -154,7 +151,7 @@ def read_weights(path: str | Path) -> tuple[Variables, Metadata]:
 
 
 def load_weights(
-    path: str | Path, num_classes: int | None = None, *, new_classifier: bool = True, seed: int = 0
+    path: epath.PathLike, num_classes: int | None = None, *, new_classifier: bool = True, seed: int = 0
 ) -> tuple[nn.Module, Variables, Metadata]:
     """Makes the model of a weights dir, with its values.
 
@@ -198,8 +195,8 @@ def load_weights(
     return model, variables, metadata
 
 
-def _orbax_handler() -> ocp.PyTreeCheckpointHandler:
-    """Returns what writes and reads trees of NumPy arrays."""
+def array_handler() -> ocp.PyTreeCheckpointHandler:
+    """Returns what writes and reads trees of NumPy arrays, for weights dirs and for checkpoints of a run."""
     registry = ocp.type_handlers.create_type_handler_registry(
         # Nothing changes the arrays while they are written, so they need no second copy in memory.
         (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)),
@@ -207,8 +204,17 @@ def _orbax_handler() -> ocp.PyTreeCheckpointHandler:
     )
     # Compression would save an eighth of the disk and cost most of the time.
     return ocp.PyTreeCheckpointHandler(
-        use_ocdbt=True, use_zarr3=True, use_compression=False, type_handler_registry=registry
+        use_ocdbt=True,
+        use_zarr3=True,
+        use_compression=False,
+        type_handler_registry=registry,
+        multiprocessing_options=alone(),
     )
+
+
+def alone() -> ocp.options.MultiprocessingOptions:
+    """Returns what lets orbax work in this process alone: it then waits for no other, which may have failed."""
+    return ocp.options.MultiprocessingOptions(primary_host=hosts.index(), active_processes={hosts.index()})
 
 
 def _check_shapes(found: Mapping[str, tuple[int, ...]], metadata: Metadata, where: str) -> None:
@@ -230,23 +236,10 @@ def _to_host(leaf: Any) -> np.ndarray:
     return np.ascontiguousarray(leaf).reshape(np.shape(leaf))
 
 
-def wait_for_all(what: str) -> None:
-    """Waits until every process of a run has come here; `what` names the place, the same on all of them."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
-
-
 def _checksum(leaf: np.ndarray) -> str:
     """Returns the CRC-32C of an array's bytes, little-endian in C order, as eight hex digits."""
     raw = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
     return f"{google_crc32c.value(raw):08x}"  # type: ignore[arg-type]
-
-
-def _is_full_disk(error: BaseException) -> bool:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    # tensorstore's own writes fail with its own exceptions.
-    return any(text in str(error) for text in ("No space left", "Disk quota exceeded", "ENOSPC"))
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
+from effnet_jax.choices import INTERPOLATIONS
 from effnet_jax.data import affine
 from effnet_jax.data.affine import resample, resample_straight, resize_on_device
 from effnet_jax.data.geometry import draw_window, view_matrix
@@ -71,7 +72,7 @@ def test_a_shift_moves_the_content_right_and_down_and_mirrors_at_the_edge(functi
     assert np.abs(moved - expected).max() < 2e-3
 
 
-@pytest.mark.parametrize("interpolation", affine.INTERPOLATIONS)
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 def test_the_two_ways_of_resampling_agree_where_nothing_is_rotated(interpolation):
     image = smooth_image(32, 32)
     window = (0.1, 0.2, 0.8, 0.6)
@@ -125,7 +126,7 @@ def test_a_rotation_turns_counter_clockwise_and_a_zoom_magnifies():
 
 
 @pytest.mark.parametrize("function", [resample, resample_straight])
-@pytest.mark.parametrize("interpolation", affine.INTERPOLATIONS)
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 def test_stripes_finer_than_the_view_turn_grey_instead_of_aliasing(function, interpolation):
     image = np.zeros((96, 96, 3), np.uint8)
     image[:, ::2] = 255

@@ -7,8 +7,8 @@ import pytest
 from effnet_jax import create_model
 from effnet_jax.data.loader import eval_batches, prefetch
 from effnet_jax.data.sources import open_source
-from effnet_jax.train.partition import make_partition
-from effnet_jax.train.steps import make_eval_step
+from effnet_jax.train.step.partition import make_partition
+from effnet_jax.train.step.steps import make_eval_step
 from tests import synthetic
 
 RESOLUTION = 32

@@ -12,7 +12,7 @@ import pytest
 
 from effnet_jax.data.prepare import prepare_files
 from effnet_jax.errors import RunError
-from effnet_jax.train import setup
+from effnet_jax.train import phases
 from effnet_jax.train.config import check_config, to_json
 from effnet_jax.weights.metadata import Metadata
 from effnet_jax.weights.store import write_weights
@@ -65,7 +65,7 @@ def test_table_and_picture_come_from_the_runs_and_only_what_is_missing_is_run(ab
     trained = {}
 
     def diverge(config, workdir):
-        trained[workdir.parent.name, config.seed] = setup.make_plan(config, config.phases[-1])
+        trained[workdir.parent.name, config.seed] = phases.make_plan(config, config.phases[-1])
         print("not for the terminal")
         raise RunError("the loss is not finite")
 

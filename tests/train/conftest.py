@@ -7,10 +7,10 @@ import pytest
 
 from effnet_jax.model.efficientnet import create_model
 from effnet_jax.train.config import phase
-from effnet_jax.train.freeze import FreezePlan
-from effnet_jax.train.optimizers import make_optimizer, make_schedule
-from effnet_jax.train.state import create_state
-from effnet_jax.train.steps import make_train_step
+from effnet_jax.train.step.freeze import FreezePlan
+from effnet_jax.train.step.optimizers import make_optimizer, make_schedule
+from effnet_jax.train.step.state import create_state
+from effnet_jax.train.step.steps import make_train_step
 from tests import synthetic
 
 CLASSES = 4

@@ -56,8 +56,8 @@ def test_overfitting_names_what_regularises():
 
 def test_a_loss_that_is_no_number_names_step_checkpoint_and_cure():
     keys = phase(name="all", epochs=1, learning_rate=0.5, optimizer="rmsprop")
-    message = advice.not_finite(17, keys, 12)
+    message = advice.not_finite("loss", 17, keys, "the last good checkpoint is step 12")
     for text in ("step 17 of phase 'all'", "checkpoint is step 12", "learning_rate=0.05", "'sgd'", "or clip_norm=1.0"):
         assert text in message
-    clipped = advice.not_finite(17, phase(epochs=1, clip_norm=1.0), None)
+    clipped = advice.not_finite("gradient", 17, phase(epochs=1, clip_norm=1.0), "no checkpoint was saved yet")
     assert "no checkpoint was saved yet" in clipped and "clip_norm" not in clipped and "or a warm-up" in clipped

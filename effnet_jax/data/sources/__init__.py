@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from effnet_jax.choices import ON_BAD_IMAGE
 from effnet_jax.data.sources.arrays import npz_sizes, open_npz
 from effnet_jax.data.sources.base import Source, expand
 from effnet_jax.data.sources.cifar import is_cifar_folder, open_cifar
@@ -13,7 +14,6 @@ from effnet_jax.data.sources.prepared import find_prepared, open_prepared, prepa
 from effnet_jax.errors import ConfigError, DataError, nearest
 
 ROLES = ("train", "validation", "test")
-ON_BAD_IMAGE = ("error", "skip")
 
 _TAR_SUFFIXES = (".tar.gz", ".tgz", ".tar", ".tar.bz2", ".tar.xz")
 _PREPARED_NAME = re.compile(r"[a-zA-Z]\w*(/[\w.-]+)?(:\d+\.\d+\.\d+)?")  # set[/config][:version]

@@ -1,0 +1,15 @@
+"""The names that a config chooses from, in one plain module: a mistyped one is refused before JAX is imported."""
+
+DTYPES = ("float32", "bfloat16")  # of the network's computation
+CROPS = ("pad32", "frac", "none")  # of the evaluation
+EVALUATIONS = ("auto", "crop", "resize")
+ON_BAD_IMAGE = ("error", "skip")
+INTERPOLATIONS = ("bilinear", "bicubic")
+
+BATCH_NORM_MODES = ("frozen", "train")
+OPTIMIZERS = ("sgd", "rmsprop", "adam", "adamw", "lars", "lamb")
+SCHEDULES = ("constant", "cosine", "exponential", "plateau")
+PARTITION_MODES = ("pjit", "pmap")
+
+CACHE_PLACES = ("memory", "disk")
+CACHE_DTYPES = ("float16", "bfloat16", "float32")

@@ -1,0 +1,206 @@
+"""Filling a trunk cache: once at the begin of a phase, and again after a resume where it was in memory."""
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import time
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from effnet_jax import __version__, files, hosts
+from effnet_jax.data.augment import resize_on_device
+from effnet_jax.data.loader import Batches, prefetch
+from effnet_jax.errors import RunError
+from effnet_jax.model.efficientnet import pool
+from effnet_jax.train.cache.plan import cache_key, trunk_hash, trunk_variables
+from effnet_jax.train.cache.store import TrunkCache, open_cache
+from effnet_jax.train.meter import duration
+from effnet_jax.train.phases import Phase
+from effnet_jax.train.run import Run, StopAsked
+from effnet_jax.train.step.partition import make_partition
+from effnet_jax.train.step.state import TrainState, Variables
+from effnet_jax.train.step.steps import PURPOSE_AUGMENT, Batch, example_keys
+
+_SECONDS_TO_ESTIMATE = 5.0
+_ROWS_BETWEEN_RECORDS = 4096
+
+
+def prepare_cache(run: Run, phase: Phase, state: TrainState) -> TrunkCache | None:
+    """Opens the cache of a phase and fills it, telling what it costs.
+
+    Where the run keeps moving averages whose frozen units are others than the weights', by a phase before, the
+    validation split is evaluated without the cache and not kept.
+
+    Args:
+      run: what the run works with.
+      phase: the phase.
+      state: at the phase's begin; its frozen units count.
+
+    Returns:
+      The cache, full; None where the phase has none.
+
+    Raises:
+      StopAsked: before it is full; on a disk it goes on from there.
+      DiskError: there is too little room.
+      RunError: an output that the cache's type cannot hold.
+      DataError: an image that cannot be decoded.
+    """
+    if phase.cache is None:
+        return None
+    plan = phase.cache
+    trunk = trunk_hash(plan, state.variables)
+    if state.ema is not None and trunk_hash(plan, state.ema) != trunk:
+        plan = dataclasses.replace(plan, images={"train": plan.images["train"]})
+    folder = cache_folder(run, phase)
+    place = f"in {folder}" if folder else "in memory"
+    run.screen.say(f"trunk cache: {plan}, {place} (budget {plan.gib:g} GiB)")
+    with hosts.agree("the trunk cache is opened"):
+        # The key reads every image, and only a cache on disk can be an old one.
+        key = cache_key(plan, _about(run, phase), trunk, run.sources) if folder else ""
+        cache = open_cache(plan, key, folder)
+    if cache.missing:
+        with hosts.agree("the trunk cache is filled"):
+            _run_fill(run, cache, fill_cache(run, phase, state, cache))
+    if hosts.anywhere("a trunk cache is not full", cache.missing > 0):
+        raise StopAsked(run.stop.reason() or "SIGTERM")
+    return cache
+
+
+def _about(run: Run, phase: Phase) -> dict[str, Any]:
+    """The settings that a cache's numbers depend on, as JSON has them."""
+    return {
+        "version": __version__,
+        "variant": run.config["variant"],
+        "normalization": run.model.normalization,
+        "dtype": run.config["dtype"],
+        "seed": phase.feed.seed,
+        "resolution": phase.resolution,
+        "size": phase.feed.square,
+        "evaluation": [phase.feed.evaluation, phase.feed.crop],
+        "augment": {name: value for name, value in phase.augment.items() if name != "label_smoothing"},
+    }
+
+
+def cache_folder(run: Run, phase: Phase) -> Path | None:
+    """Where this process keeps the cache of a phase on disk: in the run dir, or in `cache_dir` under the run's name."""
+    if phase.cache is None or phase.cache.place != "disk":
+        return None
+    name = f"trunk_cache_{hosts.index()}_{phase.number}"
+    if not run.config.cache_dir:
+        return Path(run.workdir) / name
+    workdir = os.fspath(files.absolute(run.workdir))
+    own = f"{run.workdir.name}-{hashlib.sha256(workdir.encode()).hexdigest()[:8]}"
+    return Path(files.as_path(run.config.cache_dir)) / own / name
+
+
+def drop_cache(run: Run, phase: Phase) -> None:
+    """Deletes the cache of a finished phase on disk, if there is one, and what is empty without it."""
+    folder = cache_folder(run, phase)
+    if folder is None:
+        return
+    files.remove(folder)
+    files.remove(folder.with_name(f"trunk_cache_{hosts.index()}"))  # of earlier versions: one name for all phases
+    if run.config.cache_dir and folder.parent.is_dir() and not any(folder.parent.iterdir()):
+        files.remove(folder.parent)
+
+
+def _run_fill(run: Run, cache: TrunkCache, fill: Generator[int]) -> None:
+    """Fills, with a bar and an estimate of the time, until it is done or somebody wishes to stop."""
+    total = cache.missing
+    began, first, told = time.monotonic(), total, 0.0
+    recorded = total
+    run.screen.start_bar("trunk cache", total)
+    try:
+        for missing in fill:
+            if first == total:  # the first batch compiled
+                began, first = time.monotonic(), missing
+            taken = time.monotonic() - began
+            # After some seconds, then ever more rarely: the only sign of life where there is no bar.
+            if first > missing and taken > max(_SECONDS_TO_ESTIMATE, 3 * told):
+                told = taken
+                left = duration(taken / (first - missing) * missing)
+                run.screen.say(f"trunk cache: {1 - missing / total:.0%} done, about {left} left")
+            run.screen.advance(total - missing)
+            run.skipped.update(run.sources)
+            if recorded - missing > _ROWS_BETWEEN_RECORDS:
+                cache.record()
+                recorded = missing
+            if run.stop.wished():
+                break
+    finally:  # what is filled stays, whatever ended it
+        fill.close()
+        cache.record()
+        run.screen.end_bar()
+
+
+def fill_cache(run: Run, phase: Phase, state: TrainState, cache: TrunkCache) -> Generator[int]:
+    """Computes what is missing: all of it on each process, on its own devices.
+
+    Args:
+      run: what the run works with.
+      phase: the phase.
+      state: with the weights.
+      cache: filled in place.
+
+    Yields:
+      The number of rows that are still missing, after each batch.
+
+    Raises:
+      RunError: an output that the cache's type cannot hold.
+    """
+    model, plan, feed = run.model, cache.plan, phase.feed
+    devices = make_partition("pjit", jax.local_devices())
+    augment = phase.make_augment(model.num_classes)
+    # The weights as this process holds them: the arrays of a run of several processes belong to all.
+    trunk = devices.place_state(jax.tree.map(np.asarray, trunk_variables(plan, state.variables)))
+    batch_size = feed.eval_batch_size // hosts.count()
+
+    def outputs(trunk: Variables, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        result: Any = model.apply(trunk, images, last=plan.cut, method="run")
+        kept = (pool(result, model.pooling) if plan.cut == "top" else result).astype(plan.dtype)
+        return kept, jnp.all(jnp.isfinite(kept))
+
+    @jax.jit
+    def of_view(trunk: Variables, batch: Batch, seed: jax.Array, view: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return outputs(trunk, augment(batch, example_keys(seed, PURPOSE_AUGMENT, view, batch["index"]))[0])
+
+    @jax.jit
+    def of_evaluation(trunk: Variables, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        images = batch["image"]
+        return outputs(trunk, resize_on_device(images, phase.resolution) if images.dtype == jnp.uint8 else images)
+
+    def keep(split: str, end: int, batch: dict[str, np.ndarray], result: tuple[jax.Array, Any]) -> None:
+        """Writes a batch's outputs after those that are there, up to `end`, where the split or its view ends."""
+        kept, finite = result
+        if not finite:
+            raise RunError(
+                f"an output of {plan.cut} is no number in {plan.dtype}: set cache_dtype='float32' or 'bfloat16'; "
+                "where that fails too, the weights are damaged. Give another --workdir, since the config differs"
+            )
+        start = cache.done[split]
+        rows = np.arange(start, min(start + len(kept), end))
+        cache.write(split, rows, np.asarray(kept)[: len(rows)], {name: batch[name][: len(rows)] for name in batch})
+
+    def placed(batches: Batches) -> Iterator[tuple[dict[str, np.ndarray], Batch]]:
+        with contextlib.closing(batches):
+            yield from prefetch(batches, lambda batch: (batch, devices.place_batch(batch)))
+
+    # Validation first: it is small, and an image that cannot be read is told early.
+    if cache.done.get("validation", 0) < plan.rows.get("validation", 0):
+        for host, batch in placed(feed.evaluating(run.sources["validation"], batch_size)):
+            host["index"] = np.where(host["mask"] > 0, host["index"], -1)
+            keep("validation", plan.images["validation"], host, of_evaluation(trunk, batch))
+            yield cache.missing
+    count = plan.images["train"]
+    while cache.done["train"] < plan.rows["train"]:
+        view, position = divmod(cache.done["train"], count)
+        for host, batch in placed(feed.in_order(run.sources["train"], batch_size, position)):
+            result = of_view(trunk, batch, jnp.int32(feed.seed), jnp.int32(view))
+            keep("train", (view + 1) * count, host, result)
+            yield cache.missing

@@ -1,0 +1,62 @@
+"""How the configs of two attempts at one run differ, and whether the second may go on with the first's checkpoints."""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from effnet_jax.train.config.defaults import PHASE_DEFAULTS, default_config, flat, plain
+
+# Keys that change no number that a run has come to: where its files lie, what time and memory it takes, and whether it
+# goes on without a damaged image, which ended it. Whether other files are the same weights and data is judged by their
+# contents (`rundir.identity`).
+_NEUTRAL = re.compile(
+    r"weights|cache_dir|log_every|checkpoint\..*|data\.(name|data_dir|workers|cache_gib|on_bad_image)"
+)
+
+
+def difference(old: Any, new: Any) -> list[str]:
+    """Returns one line for each key that differs between two configs: `batch_size: 64 before, 32 now`."""
+    before, after = dict(flat(old)), dict(flat(new))
+    missing = object()
+    lines = []
+    for key in [*before, *(key for key in after if key not in before)]:
+        was, now = before.get(key, missing), after.get(key, missing)
+        if was != now:
+            lines.append(
+                f"{key}: {'absent' if was is missing else json.dumps(was)} before, "
+                f"{'absent' if now is missing else json.dumps(now)} now"
+            )
+    return lines
+
+
+def compare_configs(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Compares the config of a run's first attempt with that of another one.
+
+    A key that the old one lacks, since a later version of this package added it, has its default there.
+
+    Args:
+      old: as `config.json` has it.
+      new: likewise, of this attempt.
+
+    Returns:
+      The differences that change numbers, and those that change none, one line for each key.
+    """
+    lines = difference(with_defaults(old), new)
+    neutral = [line for line in lines if _NEUTRAL.fullmatch(line.partition(": ")[0])]
+    return [line for line in lines if line not in neutral], neutral
+
+
+def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a config out of `config.json` with the defaults of the keys that it lacks; unknown keys stay."""
+    complete = _filled(config, json.loads(json.dumps(plain(default_config()))))
+    complete["phases"] = [_filled(keys, json.loads(json.dumps(PHASE_DEFAULTS))) for keys in complete["phases"]]
+    return complete
+
+
+def _filled(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    result = {**defaults, **given}
+    for key, default in defaults.items():
+        if isinstance(default, Mapping) and default and isinstance(result[key], Mapping):
+            result[key] = _filled(result[key], default)
+    return result

@@ -1,0 +1,125 @@
+"""The end of a run: weights, the picture, the summary, and the last words with the next command."""
+
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from effnet_jax import files, hosts
+from effnet_jax.data.sources.base import Source
+from effnet_jax.train.meter import duration
+from effnet_jax.train.run import Run, Standing
+from effnet_jax.train.rundir.attempts import provenance, read_attempts
+from effnet_jax.train.rundir.checkpoints import best_step
+from effnet_jax.train.rundir.export import WEIGHTS, WEIGHTS_EMA, trained_metadata, write_run_weights
+from effnet_jax.train.rundir.log import CURVES
+from effnet_jax.train.rundir.skipped import SKIPPED
+from effnet_jax.train.rundir.workdir import SUMMARY
+from effnet_jax.train.screen import percent
+
+
+def finish_run(run: Run, standing: Standing) -> dict[str, Any]:
+    """Writes what stays of a finished run, and says where it is.
+
+    Returns:
+      The summary, as `summary.json` has it.
+    """
+    state, folder = standing.state, run.workdir
+    choices = {WEIGHTS: state.variables} | ({WEIGHTS_EMA: state.ema} if state.ema is not None else {})
+    metadata = trained_metadata(folder.name, run.config, run.weights, run.sources["train"], run.phases[-1].feed)
+    run.checkpoints.close()  # a last checkpoint that could not be written is told before the run calls itself finished
+    write_run_weights(folder, choices, metadata)
+    run.skipped.exchange(run.sources)
+    summary = summarise(run, standing)
+    trouble = run.log.draw(now=True)
+    with hosts.agree("the summary is written"):
+        if hosts.is_first():
+            run.log.flush()
+            files.write_json(folder / SUMMARY, summary)
+    for line in closing_words(run, summary):
+        run.screen.say(line)
+    if trouble:
+        run.screen.say(f"warning: {trouble}")
+    return summary
+
+
+def summarise(run: Run, standing: Standing) -> dict[str, Any]:
+    """Returns the summary of a finished run, the same on every process but for its attempts."""
+    results = standing.progress.results
+    attempts = read_attempts(run.workdir) if hosts.is_first() else []
+    after = attempts[-1]["after_step"] if attempts else 0
+    return {
+        **{split: figures for split, figures in results[-1].items() if split != "name"},
+        "phases": results,
+        "steps": int(standing.state.step),
+        "class_names": run.class_names,
+        "images": {split: len(source) for split, source in run.sources.items()},
+        "skipped_images": run.skipped.images,
+        "seconds": round(time.monotonic() - standing.began, 1),
+        "resumed_after_step": after or None,
+        "weights_source": dict(run.weights.source) if run.weights else None,
+        "provenance": provenance(),
+        "attempts": attempts,
+    }
+
+
+def figures(summary: Mapping[str, Any]) -> str:
+    """Returns the last accuracies of a summary in words."""
+    shown = [
+        f"{split.replace('_ema', ' (EMA)')} accuracy {percent(summary[split]['accuracy'])}"
+        for split in ("test", "test_ema", "validation", "validation_ema")
+        if split in summary
+    ]
+    return ", ".join(shown) or f"training accuracy {percent(summary['train']['accuracy'])}"
+
+
+def finished_words(workdir: epath.Path, summary: Mapping[str, Any]) -> str:
+    """Says that a run was finished earlier."""
+    return f"{workdir} is finished: {figures(summary)}; see {workdir / SUMMARY}"
+
+
+def closing_words(run: Run, summary: Mapping[str, Any]) -> list[str]:
+    """Says the accuracies of each phase, where the curves are, and the command that classifies an image."""
+    folder = run.workdir
+    lines = ["", *(f"after {phase['name']}: {figures(phase)}" for phase in summary["phases"])]
+    if run.skipped.images:
+        lines.append(f"skipped images: {run.skipped}, listed in {folder / SKIPPED}")
+    lines += better_before(run, int(summary["steps"]))
+    lines.append(f"curves: {folder / CURVES}    figures: {folder / SUMMARY}    weights: {folder / WEIGHTS}")
+    lines.append(f"took {duration(summary['seconds'])}. Classify an image:")
+    image = example_image(run.sources.get("test") or run.sources["train"])
+    return [*lines, f"  {_command('predict', folder / WEIGHTS)} {shlex.quote(image) if image else 'IMAGE…'}"]
+
+
+def better_before(run: Run, last: int) -> list[str]:
+    """Says where an earlier checkpoint had a better validation accuracy, and the command that exports it."""
+    known = run.log.accuracies
+    best = best_step(run.checkpoints.saved_steps(), known) if hosts.is_first() else None
+    if best is None or last not in known or known[best] <= known[last]:
+        return []
+    export = _command("export", run.workdir, f"{run.workdir}-best")
+    return [
+        f"the best validation accuracy was {percent(known[best])} after epoch {run.epoch_at(best):.0f}, the last "
+        f"{percent(known[last])}. Weights of the best: {export} --step best"
+    ]
+
+
+def _command(name: str, *arguments: Any) -> str:
+    python = Path(sys.executable)
+    if python.is_relative_to(Path.cwd()):
+        python = python.relative_to(Path.cwd())
+    return shlex.join([str(python), "-m", f"effnet_jax.{name}", *map(str, arguments)])
+
+
+def example_image(source: Source) -> str:
+    """Returns the path of one image of a source, of its middle class; empty where its images are no files."""
+    indices = list(range(len(source)))
+    if source.labels is not None:
+        indices = np.flatnonzero(np.asarray(source.labels) == len(source.class_names) // 2).tolist() or indices
+    path = source.example_id(indices[len(indices) // 2])
+    return path if Path(path).is_file() else ""

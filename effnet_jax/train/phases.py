@@ -1,0 +1,215 @@
+"""A phase, resolved once from the checked config: nothing merges settings again later."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from effnet_jax.data.augment import make_augment
+from effnet_jax.data.loader import Batches, eval_batches, ordered_batches, square_size, train_batches
+from effnet_jax.data.sources.base import Source
+from effnet_jax.model.variants import VARIANTS
+from effnet_jax.train.cache.plan import CachePlan, plan_cache
+from effnet_jax.train.config.checks import augment_settings, make_plan
+from effnet_jax.train.step.freeze import FreezePlan
+from effnet_jax.train.step.optimizers import make_optimizer, make_schedule, phase_steps, plateau_scale, unit_factors
+from effnet_jax.train.step.steps import Augment
+
+
+@dataclasses.dataclass(frozen=True)
+class Feed:
+    """How the images of a phase become batches.
+
+    Attributes:
+      batch_size: of a step, over all devices.
+      eval_batch_size: of an evaluation, likewise.
+      seed: of the order.
+      resolution: side of the images.
+      square: side of the squares of decoded photographs.
+      crop: the evaluation's crop rule.
+      evaluation: `"auto"`, `"crop"` or `"resize"`.
+      workers: processes that decode.
+      cache_gib: memory for decoded photographs.
+    """
+
+    batch_size: int
+    eval_batch_size: int
+    seed: int
+    resolution: int
+    square: int
+    crop: str
+    evaluation: str
+    workers: int
+    cache_gib: float
+
+    def training(self, source: Source, start_step: int, rows: np.ndarray) -> Batches:
+        """Endless batches from a step on; `rows` of each are this process's (`loader.train_batches`)."""
+        order: dict[str, Any] = {"batch_size": self.batch_size, "seed": self.seed, "start_step": start_step}
+        return train_batches(
+            source, **order, workers=self.workers, size=self.square, rows=rows, cache_gib=self.cache_gib
+        )
+
+    def in_order(self, source: Source, batch_size: int, start: int) -> Batches:
+        """Every training image once and in order, all of them on each process (`loader.ordered_batches`)."""
+        return ordered_batches(
+            source,
+            batch_size=batch_size,
+            start=start,
+            workers=self.workers,
+            size=self.square,
+            cache_gib=self.cache_gib,
+        )
+
+    def evaluating(self, source: Source, batch_size: int, rows: np.ndarray | None = None) -> Batches:
+        """Every example once, as it is evaluated (`loader.eval_batches`)."""
+        return eval_batches(
+            source,
+            batch_size=batch_size,
+            resolution=self.resolution,
+            crop=self.crop,
+            evaluation=self.evaluation,
+            workers=self.workers,
+            rows=rows,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A phase, resolved.
+
+    Attributes:
+      number: from 0.
+      keys: its config.
+      plan: what is trained.
+      schedule: learning rate by the step within the phase.
+      optimizer: optax chain over all parameters.
+      augment: settings of augmentation, complete.
+      feed: how its batches are made.
+      resized: whether the phase before had another resolution, so that their figures do not compare.
+      views: how many views of each image it shows, 0 for a new one at every step; never more than its epochs show.
+      cache: what its trunk cache holds, or None.
+      start: steps before it.
+      end: `start` and its own steps.
+      epochs: the steps (counted from the run's start) where one of its epochs ends → number of the epoch, from 1.
+      evaluations: those of them where the validation split is evaluated.
+    """
+
+    number: int
+    keys: ConfigDict
+    plan: FreezePlan
+    schedule: optax.Schedule
+    optimizer: optax.GradientTransformation
+    augment: Mapping[str, Any]
+    feed: Feed
+    resized: bool
+    views: int
+    cache: CachePlan | None
+    start: int
+    end: int
+    epochs: Mapping[int, int]
+    evaluations: frozenset[int]
+
+    @property
+    def name(self) -> str:
+        return str(self.keys["name"])
+
+    @property
+    def resolution(self) -> int:
+        return self.feed.resolution
+
+    @property
+    def factors(self) -> Mapping[str, float]:
+        """The learning-rate factor of each trained unit."""
+        return unit_factors(self.plan, self.keys["layer_decay"], self.keys["factors"])
+
+    def make_augment(self, num_classes: int) -> Augment:
+        """The function (batch, keys) → (images, soft targets) of a step."""
+        return make_augment(self.augment, resolution=self.resolution, num_classes=num_classes)
+
+    def learning_rate(self, step: int, opt_state: Any) -> float:
+        """The learning rate of the step that made `step` steps done, with a plateau's scale out of `opt_state`."""
+        return float(self.schedule(step - 1 - self.start)) * plateau_scale(opt_state)
+
+
+def make_phases(config: Mapping[str, Any], images: Mapping[str, int], crop: str = "frac") -> list[Phase]:
+    """Resolves the phases of a checked config.
+
+    Args:
+      config: checked.
+      images: number of images by split.
+      crop: the crop rule of the weights, where `data.crop` names none.
+
+    Raises:
+      ConfigError: a trunk cache does not fit its budget.
+    """
+    phases: list[Phase] = []
+    for keys in config["phases"]:
+        phases.append(_make_phase(config, keys, images, crop, phases[-1] if phases else None))
+    return phases
+
+
+def _make_phase(
+    config: Mapping[str, Any], keys: ConfigDict, images: Mapping[str, int], crop: str, before: Phase | None
+) -> Phase:
+    batch_size, start = config["batch_size"], before.end if before else 0
+    number = before.number + 1 if before else 0
+    steps_per_epoch = images["train"] / batch_size
+    steps = phase_steps(keys, steps_per_epoch)
+    plan = dataclasses.replace(make_plan(config, keys), before=before.plan if before else None)
+    schedule = make_schedule(keys, steps=steps, steps_per_epoch=steps_per_epoch, batch_size=batch_size)
+    feed = _make_feed(config, keys, crop)
+    views = min(keys["views"], _epochs_shown(start, start + steps, batch_size, images["train"]))
+    epochs = _epoch_ends(start, start + steps, steps_per_epoch)
+    return Phase(
+        number=number,
+        keys=keys,
+        plan=plan,
+        schedule=schedule,
+        optimizer=make_optimizer(keys, plan, schedule),
+        augment=augment_settings(config, keys),
+        feed=feed,
+        resized=before is not None and before.resolution != feed.resolution,
+        views=views,
+        cache=plan_cache(keys, plan, views, resolution=feed.resolution, images=images, where=f"phases[{number}]"),
+        start=start,
+        end=start + steps,
+        epochs=epochs,
+        evaluations=frozenset(
+            step for step, epoch in epochs.items() if epoch % config["eval_every"] == 0 or step == start + steps
+        ),
+    )
+
+
+def _make_feed(config: Mapping[str, Any], keys: Mapping[str, Any], crop: str) -> Feed:
+    data = config["data"]
+    resolution = int(keys["resolution"]) or int(config["resolution"]) or VARIANTS[config["variant"]].resolution
+    return Feed(
+        batch_size=config["batch_size"],
+        eval_batch_size=config["eval_batch_size"] or config["batch_size"],
+        seed=config["seed"],
+        resolution=resolution,
+        square=square_size(resolution, data["size"]),
+        crop=data["crop"] or crop,
+        evaluation=data["evaluation"],
+        workers=data["workers"],
+        cache_gib=data["cache_gib"],
+    )
+
+
+def _epoch_ends(start: int, end: int, steps_per_epoch: float) -> dict[int, int]:
+    """The steps where an epoch of a phase ends → its number from 1; the last one is cut off at the phase's end."""
+    ends: dict[int, int] = {}
+    epoch = 1
+    while (step := start + max(1, round(epoch * steps_per_epoch))) < end:
+        ends[step] = epoch
+        epoch += 1
+    ends[end] = epoch
+    return ends
+
+
+def _epochs_shown(start: int, end: int, batch_size: int, count: int) -> int:
+    """How many epochs of the endless sequence the steps from `start` to `end` touch."""
+    return (end * batch_size - 1) // count - start * batch_size // count + 1

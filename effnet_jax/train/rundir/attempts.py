@@ -1,0 +1,62 @@
+"""`attempts.jsonl`: what each attempt at a run ran on. A line is added at each start, and never changed."""
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+from etils import epath
+
+from effnet_jax import files, hosts
+from effnet_jax.weights.metadata import current_versions
+
+ATTEMPTS = "attempts.jsonl"
+
+
+def add_attempt(folder: epath.Path, **about: Any) -> None:
+    """Adds a line for this attempt.
+
+    Args:
+      folder: the run dir.
+      about: what else belongs into it, such as the step that it begins after.
+    """
+    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    log = files.Lines(folder / ATTEMPTS)
+    log.append(files.to_json_text({"started": started, **about, **provenance()}))
+    log.close()
+
+
+def read_attempts(folder: epath.Path) -> list[dict[str, Any]]:
+    """Returns the attempts so far, in order; none for a run of a version that did not write them."""
+    return [json.loads(line) for line in files.read_lines(folder / ATTEMPTS)]
+
+
+def provenance() -> dict[str, Any]:
+    """Returns where figures come from: versions, commit of the code (where it is a git checkout), machine."""
+    return {
+        "versions": current_versions(),
+        "commit": commit(),
+        "machine": {
+            "system": platform.platform(),
+            "cpus": os.cpu_count(),
+            "device": jax.devices()[0].device_kind,
+            "devices": jax.device_count(),
+            "processes": hosts.count(),
+        },
+    }
+
+
+def commit() -> str | None:
+    """Returns the commit of the code, with `-dirty` where it was changed since; None outside a git checkout."""
+    folder = Path(__file__).resolve().parents[3]
+    if not (folder / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,434 @@
+"""Checkpoints of a run: the state in orbax form, how far the run is, and a checksum of every leaf.
+
+Orbax writes a checkpoint whole or not at all, but restores a flipped bit without a word: so checksums are kept beside
+the arrays and compared at a restore. A damaged checkpoint is told, and the one before it is taken. Trouble that says
+nothing about the checkpoint (memory, a disk that cannot be read, a state of another version) is no damage.
+
+The first process writes; all read.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import functools
+import json
+import logging
+import re
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint.checkpoint_managers import LatestN, PreservationContext
+from orbax.checkpoint.checkpoint_managers import PolicyCheckpointInfo as Info
+
+from effnet_jax import files, hosts
+from effnet_jax.errors import DiskError, PathError, RunError
+from effnet_jax.train.rundir.progress import Progress, is_sealed, read_progress, sealed, write_progress
+from effnet_jax.train.step.state import TrainState
+from effnet_jax.weights.metadata import Metadata
+from effnet_jax.weights.store import alone, array_handler
+
+CHECKPOINTS = "checkpoints"
+FORMAT = 2  # 1: records without a format; paths of leaves as `jax.tree_util.keystr` has them
+
+_STATE, _RECORD = "state", "record"
+# What says nothing about a checkpoint's bytes, in the words of jaxlib and tensorstore.
+_TROUBLE = re.compile(r"RESOURCE_EXHAUSTED|out of memory|cannot allocate|UNAVAILABLE|PERMISSION_DENIED", re.IGNORECASE)
+_OS_ERROR = re.compile(r"os_error_code='(\d+)'")
+
+Leaves = dict[str, np.ndarray]  # by path, its parts joined with slashes
+
+
+class Damage(Exception):
+    """A checkpoint whose bytes are not those that were written."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """What a checkpoint holds.
+
+    Attributes:
+      state: of the run, on the devices or as NumPy arrays.
+      progress: how far the run is.
+      metadata: of the weights in it, as a weights dir would have them.
+    """
+
+    state: TrainState
+    progress: Progress
+    metadata: Metadata
+
+
+class Checkpoints:
+    """The checkpoints of one run dir: the newest `keep`, and the one with the best validation accuracy."""
+
+    def __init__(
+        self,
+        workdir: epath.Path,
+        *,
+        claim: files.Claim | None = None,
+        keep: int = 2,
+        minutes: float = 10.0,
+        steps: int = 0,
+    ) -> None:
+        """Opens the checkpoints.
+
+        Args:
+          workdir: the run dir.
+          claim: on the run dir, which is checked before each save.
+          keep: how many of the newest stay.
+          minutes: between two of them.
+          steps: one at each multiple of so many steps besides; 0: none.
+        """
+        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells every step of every save
+        self.folder = workdir / CHECKPOINTS
+        self.accuracies: Mapping[int, float] = {}  # validation accuracy by step, for the best; the log's
+        self._workdir, self._claim = workdir, claim or files.Claim()
+        self._seconds, self._steps = 60 * minutes, steps
+        self._saved_at = time.monotonic()
+        self._held: tuple[int, Any, dict[str, Any]] | None = None  # the best state, not saved yet
+        self._closed = False
+        self._manager = _open_manager(self.folder, _Preserved(keep, self)) if hosts.is_first() else None
+
+    def saved_steps(self) -> list[int]:
+        """Returns the steps of all checkpoints, on the process that writes them; elsewhere none."""
+        return sorted(self._manager.all_steps()) if self._manager else []
+
+    # ---- when
+
+    def due(self, step: int) -> bool:
+        """Whether it is time for a checkpoint within an epoch, on the process that writes them."""
+        if self._manager is None:
+            return False
+        waited = time.monotonic() - self._saved_at
+        return bool(self._steps and step % self._steps == 0) or (self._seconds > 0 and waited >= self._seconds)
+
+    def due_at_epoch(self) -> bool:
+        """Whether an epoch's end is worth a checkpoint: not where epochs take seconds."""
+        return self._manager is not None and time.monotonic() - self._saved_at >= self._seconds / 10
+
+    # ---- saving
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Saves a state under its step count; the writing goes on beside the training.
+
+        Of a step that is saved already, only the progress is written.
+
+        Raises:
+          DiskError: the disk is full.
+          RunError: a value of the state is not finite.
+        """
+        if self._manager is None:
+            return
+        step = int(snapshot.state.step)
+        if step in self._manager.all_steps():
+            write_progress(self._workdir, step, snapshot.progress)
+            return
+        if self._held and self._held[0] < step:
+            self._write(*self._held)
+        self._held = None
+        self._write(*self._copied(snapshot))
+
+    def hold(self, snapshot: Snapshot) -> None:
+        """Keeps a copy of the best state so far, to be written before the next checkpoint.
+
+        So the best is there to be exported, and epochs of seconds do not write the model each time.
+        """
+        if self._manager is None:
+            return
+        step = int(snapshot.state.step)
+        if step == best_step(list(self.accuracies), self.accuracies) and step not in self._manager.all_steps():
+            self._held = self._copied(snapshot)
+
+    def _copied(self, snapshot: Snapshot) -> tuple[int, Any, dict[str, Any]]:
+        """A copy of the state in the host's memory, since the training gives its buffers away; and its record."""
+        step = int(snapshot.state.step)
+        leaves = {path: np.array(leaf) for path, leaf in flat_leaves(snapshot.state).items()}
+        for path, leaf in leaves.items():
+            # Not the optimizer's: a plateau's lowest loss is infinite at first, and moments follow the gradients.
+            if path.startswith(("params/", "batch_stats/", "ema/")) and not np.isfinite(leaf).all():
+                raise RunError(f"{path} is not finite after step {step}, so it is not saved: {self.last_good()}")
+        record = {
+            "format": FORMAT,
+            "progress": dataclasses.asdict(snapshot.progress),
+            "metadata": dataclasses.asdict(snapshot.metadata),
+            "checksums": checksums(leaves),
+        }
+        record = json.loads(json.dumps(record))  # as it will be read
+        return step, nested(leaves), sealed(record)
+
+    def last_good(self) -> str:
+        """Says what a run that cannot go on can go back to."""
+        latest = self._manager.latest_step() if self._manager else None
+        return f"the last good checkpoint is step {latest}" if latest is not None else "no checkpoint was saved yet"
+
+    def _write(self, step: int, leaves: Any, record: dict[str, Any]) -> None:
+        assert self._manager is not None
+        self._claim.check()
+        files.check_space(self.folder, sum(leaf.nbytes for leaf in jax.tree.leaves(leaves)), "a checkpoint")
+        args = ocp.args.Composite(state=ocp.args.PyTreeSave(leaves), record=ocp.args.JsonSave(record))
+        with _full_disk_told(self.folder):
+            self._manager.save(step, args=args)
+        self._saved_at = time.monotonic()
+
+    def close(self) -> None:
+        """Waits until everything is written. Raises DiskError where it could not be."""
+        if self._manager is not None and not self._closed:
+            self._closed = True
+            with _full_disk_told(self.folder):
+                self._manager.wait_until_finished()
+                self._manager.close()
+
+    # ---- restoring
+
+    def restore(
+        self, shapes: Callable[[Progress], TrainState], tell: Callable[[str], None]
+    ) -> tuple[TrainState, Progress, Progress] | None:
+        """Restores the newest checkpoint that is whole, the same one on every process.
+
+        Args:
+          shapes: from the progress to the shapes of the state at that point.
+          tell: shows a message, where a checkpoint is damaged.
+
+        Returns:
+          The state as NumPy arrays, the progress that it was saved with, and the progress since then that took no
+          step; None where there is no checkpoint.
+
+        Raises:
+          RunError: all checkpoints are damaged; or they hold another state than this run has.
+          MemoryError, OSError: what says nothing about the checkpoint.
+        """
+        steps = hosts.on_first("checkpoints", self.saved_steps)
+        damaged: list[int] = []
+        for step in reversed(steps):
+            reason, record, leaves = self._read_on_all(step, tell)
+            if reason:
+                damaged.append(step)
+                continue
+            self._set_aside(damaged)
+            progress = Progress(**record["progress"])
+            with hosts.agree("the checkpoint fits the run"):
+                state = _matched(leaves, shapes(progress), f"checkpoint {step} of {self.folder}")
+            since = hosts.on_first("progress", functools.partial(self._since, step))
+            return state, progress, Progress(**since) if since else progress
+        if steps:
+            raise RunError(
+                f"all {len(steps)} checkpoints in {self.folder} are damaged (see above): "
+                "start anew with another --workdir"
+            )
+        return None
+
+    def _since(self, step: int) -> dict[str, Any] | None:
+        progress = read_progress(self._workdir, step)
+        return dataclasses.asdict(progress) if progress else None
+
+    def _read_on_all(self, step: int, tell: Callable[[str], None]) -> tuple[str, dict[str, Any], Leaves]:
+        """Reads a checkpoint on every process. A process that finds it damaged finds so for all: it gives a reason."""
+        reason = ""
+        record: dict[str, Any] = {}
+        leaves: Leaves = {}
+        with hosts.agree(f"checkpoint {step} is read"):
+            try:
+                record, leaves = read_checkpoint(self.folder / str(step))
+            except Damage as damage:
+                reason = str(damage)
+        reasons = hosts.gather("damage of a checkpoint", reason)
+        for process, text in enumerate(reasons):
+            if text:
+                where = f" on process {process}" if hosts.count() > 1 else ""
+                tell(f"checkpoint {step} is damaged{where} and is passed over: {text}")
+        return next(filter(None, reasons), ""), record, leaves
+
+    def _set_aside(self, steps: Sequence[int]) -> None:
+        """Moves damaged checkpoints out of the way of the steps that are written again, without deleting anything."""
+        for step in steps if self._manager else ():
+            aside = self.folder.with_name(f"{self.folder.name}.damaged")
+            files.make_folder(aside)
+            taken = files.visible(aside)
+            names = (f"{step}" if not number else f"{step}.{number + 1}" for number in range(len(taken) + 1))
+            files.move(self.folder / str(step), aside / next(name for name in names if name not in taken))
+        if steps and self._manager:
+            self._manager.reload()
+
+
+def list_steps(workdir: epath.Path) -> list[int]:
+    """Returns the steps of a run dir's checkpoints, sorted; what is half-written has another name."""
+    return sorted(int(name) for name in files.visible(workdir / CHECKPOINTS) if name.isdigit())
+
+
+def read_checkpoint(folder: epath.Path) -> tuple[dict[str, Any], Leaves]:
+    """Reads one checkpoint, without a device and without knowing the shape of its state.
+
+    Args:
+      folder: of its step.
+
+    Returns:
+      Its record (`progress`, `checksums`), and the leaves by path.
+
+    Raises:
+      Damage: its bytes are not those that were written.
+      OSError, MemoryError: what says nothing about them.
+    """
+    try:
+        record = files.read_json(folder / _RECORD / "metadata")
+        restored = _read_arrays(files.absolute(folder / _STATE))
+    except Exception as error:  # orbax, tensorstore and JSON each raise their own
+        if _is_trouble(error):
+            raise
+        raise Damage(_one_line(error)) from error
+    if not isinstance(record, dict) or not isinstance(record.get("checksums"), dict):
+        raise Damage("its record is missing or is none")
+    leaves = {path: np.asarray(leaf) for path, leaf in flat_leaves(restored).items()}
+    expected: Mapping[str, str | int] = record["checksums"]
+    found: Mapping[str, str | int] = checksums(leaves)
+    if "format" not in record:  # the first format
+        expected, found = _by_flat_path(record["checksums"]), plain_checksums(leaves)
+    elif not is_sealed(record):
+        raise Damage("the checksum of its record is wrong")
+    wrong = sorted(path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path))
+    if wrong:
+        raise Damage(f"the checksum of {wrong[0]} is wrong")
+    return record, leaves
+
+
+def _read_arrays(folder: epath.Path) -> Any:
+    with ocp.Checkpointer(array_handler(), multiprocessing_options=alone()) as checkpointer:
+        return checkpointer.restore(folder)
+
+
+def flat_leaves(tree: Any) -> dict[str, Any]:
+    """Returns the leaves of a tree by path, such as `params/stem/conv/kernel` or `opt_state/…/0/trace/…`.
+
+    The path is the same for a state and for what orbax restores of it, which has dicts and lists for all nodes.
+    """
+    paths = jax.tree_util.tree_leaves_with_path(tree)
+    return {"/".join(str(_key(part)) for part in path): leaf for path, leaf in paths}
+
+
+def _key(part: Any) -> Any:
+    return next(getattr(part, name) for name in ("key", "name", "idx") if hasattr(part, name))
+
+
+def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns nested dicts out of leaves by path."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *folders, name = path.split("/")
+        node = tree
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[name] = leaf
+    return tree
+
+
+def checksums(leaves: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Returns shape, type and CRC-32 of each leaf."""
+    plain = plain_checksums(leaves)
+    return {path: f"{leaf.dtype}{list(leaf.shape)} {plain[path]:08x}" for path, leaf in leaves.items()}
+
+
+def plain_checksums(leaves: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Returns the CRC-32 of each leaf's bytes."""
+    return {path: zlib.crc32(np.ascontiguousarray(leaf).tobytes()) for path, leaf in leaves.items()}
+
+
+def _by_flat_path(checksums: Mapping[str, int]) -> dict[str, int]:
+    """Brings paths such as `.opt_state.inner_states['trained'][0].trace` into the form of `flat_leaves`."""
+    parts = re.compile(r"\.(\w+)|\['([^']*)'\]|\[(\d+)\]")
+    return {"/".join(filter(None, sum(parts.findall(path), ()))): value for path, value in checksums.items()}
+
+
+def _matched(leaves: Mapping[str, np.ndarray], shapes: TrainState, where: str) -> TrainState:
+    """Puts leaves into the structure of a state. Raises RunError where they are others."""
+    wanted = flat_leaves(shapes)
+    odd = [f"{path} is not in this version's state" for path in leaves if path not in wanted]
+    odd += [f"{path} is missing" for path in wanted if path not in leaves]
+    for path in wanted.keys() & leaves.keys():
+        if leaves[path].shape != wanted[path].shape or leaves[path].dtype != wanted[path].dtype:
+            was, now = leaves[path], wanted[path]
+            odd.append(f"{path} is {was.dtype}{list(was.shape)} there and {now.dtype}{list(now.shape)} here")
+    if odd:
+        listed = "; ".join(sorted(odd)[:3])
+        raise RunError(
+            f"{where} is whole, but of another state than this run has: {listed}. It was written with other classes "
+            "or by other versions of the packages (see attempts.jsonl): go on with those, or give another --workdir"
+        )
+    return jax.tree.unflatten(jax.tree.structure(shapes), [leaves[path] for path in wanted])
+
+
+class _Preserved:
+    """Orbax's policy: the newest checkpoints, and the one with the best validation accuracy."""
+
+    def __init__(self, keep: int, checkpoints: Checkpoints) -> None:
+        self._latest, self._checkpoints = LatestN(keep), checkpoints
+
+    def should_preserve(self, checkpoints: Sequence[Info], *, context: PreservationContext) -> Sequence[bool]:
+        known = self._checkpoints.accuracies
+        best = best_step([info.step for info in checkpoints], known)
+        latest = self._latest.should_preserve(checkpoints, context=context)
+        return [kept or info.step == best for kept, info in zip(latest, checkpoints, strict=True)]
+
+
+def best_step(steps: Sequence[int], accuracies: Mapping[int, float]) -> int | None:
+    """Returns which of some steps had the best validation accuracy, the later one of equals; None where none has."""
+    return max((step for step in steps if step in accuracies), key=lambda step: (accuracies[step], step), default=None)
+
+
+def _open_manager(folder: epath.Path, preserved: Any) -> ocp.CheckpointManager:
+    """Opens orbax's manager for this process alone, so that it waits for no other."""
+    files.make_folder(folder)
+    if not files.is_local(folder):
+        _check_bucket(folder)
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=preserved,
+        cleanup_tmp_directories=True,
+        create=False,
+        multiprocessing_options=alone(),
+    )
+    handlers = {_STATE: array_handler(), _RECORD: ocp.JsonCheckpointHandler()}
+    return ocp.CheckpointManager(files.absolute(folder), options=options, item_handlers=handlers)
+
+
+def _check_bucket(folder: epath.Path) -> None:
+    """Asks now what orbax would ask when it first deletes a checkpoint, hours into a run."""
+    from orbax.checkpoint._src.path import gcs_utils
+
+    try:
+        gcs_utils.is_hierarchical_namespace_enabled(folder)
+    except Exception as error:  # of google-cloud-storage, its transport, or the search for credentials
+        raise PathError(
+            f"{folder}: the bucket does not say what kind it is ({_one_line(error)}): grant storage.buckets.get (role "
+            "Storage Legacy Bucket Reader), and set GOOGLE_CLOUD_PROJECT where the project is unknown"
+        ) from error
+
+
+@contextlib.contextmanager
+def _full_disk_told(folder: epath.Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # the writing goes on in threads, and their errors come out here
+        if not files.full_disk(error):
+            raise
+        raise DiskError(f"no space left on the disk for a checkpoint in {folder}: free some, and go on") from error
+
+
+def _is_trouble(error: BaseException) -> bool:
+    """Whether reading failed for a reason that says nothing about a checkpoint's bytes."""
+    if isinstance(error, MemoryError):
+        return True
+    code = error.errno if isinstance(error, OSError) else None
+    if found := _OS_ERROR.search(str(error)):
+        code = int(found[1])
+    # A file that is not there, or is too short to be read or mapped, is damage.
+    if code is not None:
+        return code not in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)
+    return bool(_TROUBLE.search(str(error)))
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text[:200] + ("…" if len(text) > 200 else "")

@@ -1,0 +1,117 @@
+"""`data.json`: which data and weights a run began with, so that an attempt with others is told what differs."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from effnet_jax import files
+from effnet_jax.data.sources.base import ArraySource, Source
+from effnet_jax.weights.metadata import Metadata
+
+DATA = "data.json"
+
+_LISTED = 10_000  # names of images of a split, so that a difference can name them
+_SHOWN = 3
+_SAMPLES = 64  # images of an array that are hashed
+_SHORT = 16  # hex digits of a hash
+
+
+def describe_run(sources: Mapping[str, Source], root: str, weights: Metadata | None) -> dict[str, Any]:
+    """Returns what identifies the data and weights of a run, as JSON has it.
+
+    Args:
+      sources: by split.
+      root: `data.name`; names of images below it are taken relative to it, so that a set may be moved.
+      weights: metadata of the weights that the run starts from.
+    """
+    return {
+        "class_names": list(sources["train"].class_names),
+        "splits": {split: _describe(source, root) for split, source in sources.items()},
+        "weights": hash_of(weights.checksums) if weights else None,
+    }
+
+
+def _describe(source: Source, root: str) -> dict[str, Any]:
+    names = [source.example_id(index).removeprefix(root).lstrip("/") for index in range(len(source))]
+    result: dict[str, Any] = {"images": len(source), "names": hash_of(names)}
+    if source.labels is not None:
+        result["labels"] = hashlib.sha256(np.asarray(source.labels, "<i4").tobytes()).hexdigest()[:_SHORT]
+    if isinstance(source, ArraySource):  # its images have no names that tell them apart
+        rows = np.linspace(0, len(source) - 1, min(_SAMPLES, len(source))).astype(int)
+        result["pixels"] = hashlib.sha256(source.images[rows].tobytes()).hexdigest()[:_SHORT]
+    if len(names) <= _LISTED:
+        result["listed"] = names
+    return result
+
+
+def hash_of(value: Any) -> str:
+    """Returns a short hash of what JSON can hold."""
+    return hashlib.sha256(files.to_json_text(value).encode(errors="surrogateescape")).hexdigest()[:_SHORT]
+
+
+def without_names(described: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a description without the lists of names, for comparing hosts: the hashes tell as much."""
+    splits = {
+        split: {key: value for key, value in about.items() if key != "listed"}
+        for split, about in described["splits"].items()
+    }
+    return {**described, "splits": splits}
+
+
+def read_identity(workdir: epath.Path) -> dict[str, Any] | None:
+    """Returns what a run dir says about its data; None where it is of a version that wrote nothing, or is damaged."""
+    try:
+        return files.read_json(workdir / DATA)
+    except ValueError:
+        return None
+
+
+def identity_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Returns one line for each thing in which data and weights differ from those that a run began with.
+
+    Args:
+      old: from `describe_run` at the run's first start.
+      new: likewise, now.
+    """
+    lines = []
+    if old["class_names"] != new["class_names"]:
+        lines.append(f"classes: {_named_changes(old['class_names'], new['class_names'])}")
+    for split in [*old["splits"], *(split for split in new["splits"] if split not in old["splits"])]:
+        before, after = old["splits"].get(split), new["splits"].get(split)
+        if before is None or after is None:
+            lines.append(f"{split}: {'no such split' if after is None else 'a split that was not there'} now")
+        elif line := _split_changes(before, after):
+            lines.append(f"{split}: {line}")
+    if old.get("weights") != new["weights"]:
+        lines.append("weights: other values")
+    return lines
+
+
+def _split_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    if before["images"] != after["images"] or before["names"] != after["names"]:
+        counts = f"{before['images']:,} images before, {after['images']:,} now"
+        if "listed" in before and "listed" in after:
+            return f"{counts}: {_named_changes(before['listed'], after['listed'])}"
+        return counts if before["images"] != after["images"] else f"{counts}, with other names"
+    for key, what in (("labels", "other labels"), ("pixels", "other pixels")):
+        if before.get(key) != after.get(key):
+            return what
+    return ""
+
+
+def _named_changes(before: Sequence[str], after: Sequence[str]) -> str:
+    known, now = set(before), set(after)
+    parts = []
+    for what, names in (
+        ("new", [name for name in after if name not in known]),
+        ("gone", [name for name in before if name not in now]),
+    ):
+        if names:
+            more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+            parts.append(f"{what}: {', '.join(names[:_SHOWN])}{more}")
+    if parts:
+        return "; ".join(parts)
+    return "the same, in another order"

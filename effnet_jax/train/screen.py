@@ -1,0 +1,106 @@
+"""What a run tells its reader: lines, the table of a phase, a progress bar. Files are the log's business."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from effnet_jax.train.meter import Meter
+
+
+class Screen:
+    """The console of a run. On processes other than the first it is silent."""
+
+    def __init__(self, *, active: bool = True) -> None:
+        self._active = active
+        self._console = Console(quiet=not active, highlight=False, soft_wrap=True)
+        self._bar: Progress | None = None
+
+    def say(self, text: str) -> None:
+        """Prints a line, above the progress bar where there is one."""
+        self._console.print(text, markup=False)
+
+    def advise(self, sentences: Sequence[str]) -> None:
+        """Prints advice."""
+        for sentence in sentences:
+            self.say(f"advice: {sentence}")
+
+    def show(self, table: Table) -> None:
+        """Prints a table."""
+        self._console.print(table)
+
+    def end_epoch(
+        self, phase: str, epoch: tuple[int, int], results: Mapping[str, Mapping[str, float]], meter: Meter, end: int
+    ) -> None:
+        """Prints the line of an epoch.
+
+        Args:
+          phase: its name.
+          epoch: number of the epoch in its phase, and how many there are.
+          results: figures by split.
+          meter: of the phase.
+          end: the step at which the phase ends.
+        """
+        shown = "  ".join(
+            f"{split.replace('_ema', ' (EMA)')} {percent(figures['accuracy'])} (loss {figures['loss']:.3f})"
+            for split, figures in results.items()
+        )
+        speed = f"  {meter.images_per_second:.0f} images/s" if meter.images_per_second else ""
+        self.say(f"{phase} {epoch[0]}/{epoch[1]}  {shown}{speed}  {meter.time_left(end)}".rstrip())
+
+    def start_bar(self, name: str, total: int, done: int = 0) -> None:
+        """Starts a progress bar, in a terminal."""
+        self.end_bar()
+        if self._active and self._console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[figures]}"),
+            )
+            self._bar = Progress(*columns, console=self._console, transient=True)
+            self._task = self._bar.add_task(name, total=total, completed=done, figures="")
+            self._bar.start()
+
+    def advance(self, done: int, figures: str = "") -> None:
+        """Moves the progress bar."""
+        if self._bar:
+            self._bar.update(self._task, completed=done, figures=figures)
+
+    def end_bar(self) -> None:
+        """Takes the progress bar away."""
+        if self._bar:
+            self._bar.stop()
+            self._bar = None
+
+
+def phase_table(name: str, rows: Sequence[Mapping[str, Any]], factors: Mapping[str, float]) -> Table:
+    """Makes the table of a phase: unit, parameters, trained, learning-rate factor, batch norm.
+
+    Args:
+      name: of the phase.
+      rows: the plan's table.
+      factors: learning-rate factor of each trained unit.
+    """
+    table = Table(title=f"phase {name}", title_justify="left", title_style="bold", show_footer=True)
+    total = sum(row["parameters"] for row in rows)
+    trained = sum(row["trained"] for row in rows)
+    table.add_column("unit", footer="total")
+    table.add_column("parameters", footer=f"{total:,}", justify="right")
+    table.add_column("trained", footer=f"{trained:,}", justify="right")
+    table.add_column("rate factor", justify="right")
+    table.add_column("batch norm")
+    for row in rows:
+        factor = f"{factors[row['unit']]:.3g}" if row["unit"] in factors else ""
+        style = "" if row["trained"] else "dim"
+        count = f"{row['trained']:,}" if row["trained"] else "-"
+        table.add_row(row["unit"], f"{row['parameters']:,}", count, factor, row["batch_norm"], style=style)
+    return table
+
+
+def percent(value: float) -> str:
+    """Returns a share as readers want it: `78.3 %`."""
+    return f"{100 * value:.1f} %"

@@ -1,0 +1,302 @@
+"""Everything up to the first step: checks, data, model, the run dir, and the state to begin with."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from ml_collections import ConfigDict
+
+from effnet_jax import files, hosts
+from effnet_jax.data.sources import open_source
+from effnet_jax.data.sources.base import Source
+from effnet_jax.data.sources.checks import check_classes, check_splits
+from effnet_jax.errors import ConfigError, DataError, EffnetError, RunError
+from effnet_jax.train.config import check_config, to_json
+from effnet_jax.train.config.checks import check_devices
+from effnet_jax.train.initial import check_weights, initial_variables, keeps_classifier, make_model
+from effnet_jax.train.phases import Phase, make_phases
+from effnet_jax.train.run import Run, Standing
+from effnet_jax.train.rundir.attempts import add_attempt, commit
+from effnet_jax.train.rundir.checkpoints import Checkpoints
+from effnet_jax.train.rundir.identity import DATA, describe_run, identity_changes, read_identity, without_names
+from effnet_jax.train.rundir.log import Log, read_rows, rows_until
+from effnet_jax.train.rundir.progress import Progress
+from effnet_jax.train.rundir.skipped import SkippedImages
+from effnet_jax.train.rundir.workdir import check_workdir, claim_workdir
+from effnet_jax.train.screen import Screen
+from effnet_jax.train.step.partition import Partition, make_partition
+from effnet_jax.train.step.state import TrainState, create_state
+from effnet_jax.train.step.steps import make_eval_step
+from effnet_jax.weights.metadata import Metadata, current_versions
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """A run that is checked and agreed upon by all processes, before its run dir is written to.
+
+    Attributes:
+      config: checked and complete.
+      workdir: the run dir.
+      weights: metadata of the weights that it starts from, or None.
+      sources: by split.
+      identity: of data and weights.
+      partition: how steps run on the devices.
+      notes: what its user should know: keys that differ from an earlier attempt's, warnings about the data.
+      finished: the summary, where the run finished earlier.
+    """
+
+    config: ConfigDict
+    workdir: epath.Path
+    weights: Metadata | None
+    sources: Mapping[str, Source]
+    identity: Mapping[str, Any]
+    partition: Partition
+    notes: Sequence[str]
+    finished: Mapping[str, Any] | None
+
+
+def check_run(config: Any, workdir: epath.PathLike, devices: Sequence[jax.Device] | None = None) -> Checked:
+    """Checks what can be checked before memory is taken and files are written, and that all processes agree.
+
+    Args:
+      config: from a recipe.
+      workdir: the run dir.
+      devices: to train on, in the order of the mesh; None: all.
+
+    Raises:
+      EffnetError: what the user can cure.
+    """
+    config = check_config(config)
+    folder = files.as_path(workdir)
+    with hosts.agree("config and run dir are checked"):
+        check_devices(config, len(devices) if devices else jax.device_count())
+        _check_cache_folder(config, folder)
+        weights = check_weights(config)
+        notes, finished = check_workdir(folder, config)
+    with hosts.agree("the data is opened"):
+        try:
+            sources, warnings = open_sources(config)
+            identity = describe_run(sources, config.data.name, weights)
+        except EffnetError:
+            if not finished:
+                raise
+            sources, warnings, identity = {}, [], {}  # the data of a finished run need not be there any more
+        else:
+            warnings = [*warnings, *_check_identity(folder, identity, finished)]
+    checked = Checked(
+        config=config,
+        workdir=folder,
+        weights=weights,
+        sources=sources,
+        identity=identity,
+        partition=make_partition(config.partition.mode, devices),
+        notes=[*(f"note: {line}" for line in notes), *(f"warning: {line}" for line in warnings)],
+        finished=finished,
+    )
+    hosts.compare(
+        {
+            "config": to_json(config),
+            "commit": commit(),
+            "versions": current_versions(),
+            "data": without_names(identity) if identity else None,
+            "finished": bool(finished),
+        }
+    )
+    return checked
+
+
+def _check_cache_folder(config: Mapping[str, Any], workdir: epath.Path) -> None:
+    if config["cache_dir"]:
+        if not files.is_local(config["cache_dir"]):
+            raise ConfigError(f"cache_dir={config['cache_dir']!r} is a bucket: trunk caches need a local folder")
+    elif not files.is_local(workdir) and any(keys["cache"] == "disk" for keys in config["phases"]):
+        raise ConfigError(
+            f"the run dir {workdir} is a bucket, and a trunk cache on disk needs a local folder: set cache_dir to one "
+            "with room, or cache='memory'"
+        )
+
+
+def open_sources(config: Mapping[str, Any]) -> tuple[dict[str, Source], list[str]]:
+    """Opens the splits that the config names and checks that they fit one another.
+
+    Returns:
+      {split: source}, and warnings for the user.
+
+    Raises:
+      DataError: a split is missing, empty or of other classes, or `config.num_classes` is another number.
+    """
+    sources = {split: open_source(config["data"], split) for split in SPLITS if config["data"][split]}
+    for split, source in sources.items():
+        if not len(source):
+            raise DataError(f"the {split} split of {config['data']['name']} is empty")
+    if config["num_classes"]:
+        check_classes(sources["train"], config["num_classes"])
+    return sources, check_splits(sources)
+
+
+def _check_identity(workdir: epath.Path, identity: Mapping[str, Any], finished: Mapping[str, Any] | None) -> list[str]:
+    """Compares data and weights with those that the run began with: differences end a run that would go on.
+
+    Returns:
+      What a finished run has to be told.
+    """
+    old = read_identity(workdir)
+    changes = identity_changes(old, json.loads(json.dumps(identity))) if old else []
+    if not changes:
+        return []
+    listed = "\n  ".join(changes)
+    if finished:
+        return [f"data or weights have changed since {workdir} was trained:\n  {listed}"]
+    raise RunError(
+        f"{workdir} began with other data or weights:\n  {listed}\nbring them back to go on, or give another --workdir"
+    )
+
+
+def open_run(checked: Checked, stack: contextlib.ExitStack) -> tuple[Run, Standing]:
+    """Claims the run dir and brings the state onto the devices: of the last checkpoint, else fresh.
+
+    Args:
+      checked: from `check_run`.
+      stack: closes what is opened.
+
+    Raises:
+      EffnetError: what the user can cure.
+    """
+    began = time.monotonic()
+    config, workdir, sources = checked.config, checked.workdir, checked.sources
+    classes = len(sources["train"].class_names)
+    phases = make_phases(
+        config,
+        {split: len(source) for split, source in sources.items()},
+        crop=checked.weights.crop if checked.weights else "frac",
+    )
+    model = make_model(config, checked.weights, classes, checked.partition.mesh.size)
+    screen = Screen(active=hosts.is_first())
+
+    def state_at(progress: Progress) -> TrainState:
+        return _state_shapes(model, phases[min(progress.phase, len(phases) - 1)], ema=bool(config.ema))
+
+    kept = keeps_classifier(config, checked.weights, tuple(sources["train"].class_names))
+    with hosts.agree("room on the disk"):
+        if hosts.is_first():
+            _check_room(checked, phases, max(state_bytes(state_at(Progress(phase=p.number))) for p in phases))
+
+    # ---- from here on the run dir is written to
+    claim = stack.enter_context(claim_workdir(workdir, config))
+    stop = stack.enter_context(hosts.stop_signals())
+    with hosts.agree("checkpoints are opened"):
+        checkpoints = Checkpoints(workdir, claim=claim, **config.checkpoint)
+    stack.callback(checkpoints.close)
+    restored = checkpoints.restore(state_at, screen.say)
+    if restored:
+        state, saved, progress = restored
+        standing = Standing(checked.partition.place_state(state), progress, saved.phase, began - progress.seconds)
+        origin = f"resumed after step {int(state.step)}"
+    else:
+        with hosts.agree("weights are read"):
+            variables = initial_variables(config, model, classes, keep_classifier=kept)
+        state = create_state(variables, phases[0].optimizer, ema=bool(config.ema), seed=config.seed)
+        standing = Standing(checked.partition.place_state(state), Progress(), 0, began)
+        origin = f"{config.weights}{'' if kept else ', classifier fresh'}" if checked.weights else "from scratch"
+
+    log = _open_log(checked, standing)
+    stack.callback(log.close)
+    checkpoints.accuracies = log.accuracies
+    skipped = SkippedImages(workdir, screen.say)
+    if hosts.is_first():
+        if read_identity(workdir) is None:
+            files.write_json(workdir / DATA, checked.identity)
+        add_attempt(workdir, after_step=int(standing.state.step), config_differences=list(checked.notes))
+    for line in _opening_words(checked, origin):
+        screen.say(line)
+
+    run = Run(
+        config=config,
+        phases=phases,
+        sources=sources,
+        model=model,
+        partition=checked.partition,
+        workdir=workdir,
+        weights=checked.weights,
+        checkpoints=checkpoints,
+        log=log,
+        screen=screen,
+        skipped=skipped,
+        stop=stop,
+        eval_step=_compiled_eval_steps(model, checked.partition),
+    )
+    skipped.update(sources)
+    return run, standing
+
+
+def _state_shapes(model: Any, phase: Phase, *, ema: bool) -> TrainState:
+    def create() -> TrainState:
+        variables = model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+        return create_state(variables, phase.optimizer, ema=ema)
+
+    return jax.eval_shape(create)
+
+
+def state_bytes(tree: Any) -> int:
+    """Returns the bytes of all leaves, arrays or their shapes."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _check_room(checked: Checked, phases: Sequence[Phase], state: int) -> None:
+    """Asks for the room of a new run: checkpoints of the largest state, weights, and the largest trunk cache."""
+    config, workdir = checked.config, checked.workdir
+    if workdir.exists() and files.visible(workdir):
+        return  # what it needs lies there, for the larger part; each save asks again
+    cached = max((phase.cache.bytes for phase in phases if phase.cache and phase.cache.place == "disk"), default=0)
+    if config.cache_dir:
+        files.check_space(config.cache_dir, cached, "the trunk cache")
+        cached = 0
+    # The newest, the best, one that is being written; the weights are smaller than another state.
+    states = config.checkpoint.keep + 3
+    what = "checkpoints and weights" + " and the trunk cache" * bool(cached)
+    files.check_space(workdir, state * states + cached, what)
+
+
+def _open_log(checked: Checked, standing: Standing) -> Log:
+    """Opens the log with the rows up to the checkpoint; on processes other than the first only to count them."""
+
+    def rows() -> list[dict[str, Any]]:
+        earlier = read_rows(checked.workdir)
+        progress = standing.progress
+        if progress.rows is None:
+            return rows_until(earlier, int(standing.state.step))
+        return earlier[: progress.rows]
+
+    title = f"EfficientNet {checked.config.variant} on {epath.Path(checked.config.data.name).name}"
+    kept = rows() if hosts.is_first() else []
+    return Log(checked.workdir, kept, active=hosts.is_first(), title=title)
+
+
+def _opening_words(checked: Checked, origin: str) -> list[str]:
+    config, sources = checked.config, checked.sources
+    images = ", ".join(f"{len(source):,} {split}" for split, source in sources.items())
+    name = epath.Path(config.data.name).name
+    return [
+        f"EfficientNet {config.variant} on {name}: {images} images, {len(sources['train'].class_names)} classes",
+        f"{origin}; {config.dtype} on {checked.partition.mesh.size} × {jax.devices()[0].device_kind} "
+        f"({config.partition.mode})",
+        *checked.notes,
+    ]
+
+
+def _compiled_eval_steps(model: Any, partition: Partition) -> Callable[..., Any]:
+    @functools.cache
+    def eval_step(resolution: int, first: str | None = None) -> Callable[..., Any]:
+        step = make_eval_step(model, resolution=resolution, first=first, axis_name=partition.axis_name)
+        return partition.compile_eval_step(step)
+
+    return eval_step

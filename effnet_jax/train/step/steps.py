@@ -1,0 +1,184 @@
+"""One training step and one evaluation step: pure functions of (state, batch)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from effnet_jax.data.augment import resize_on_device
+from effnet_jax.train.step.freeze import FreezePlan
+from effnet_jax.train.step.state import TrainState, Variables, update_ema
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+Augment = Callable[[Batch, jax.Array], tuple[jax.Array, jax.Array]]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+EvalStep = Callable[[Variables, Batch], Metrics]
+
+# What randomness is for. A number is never given to another purpose: runs would change.
+PURPOSE_INIT, PURPOSE_AUGMENT, PURPOSE_MODEL = range(3)
+
+
+def example_keys(seed: int | jax.Array, purpose: int, step: jax.Array, index: jax.Array) -> jax.Array:
+    """Returns a random key for each example of a step: a pure function of (seed, purpose, step, example).
+
+    Args:
+      seed: of the run.
+      purpose: one of the `PURPOSE_…` numbers.
+      step: steps done before this one, int [], or a number for each example, int [N].
+      index: position of each example in the source, int [N].
+
+    Returns:
+      N keys.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), purpose)
+    steps = jnp.broadcast_to(step, index.shape)
+    return jax.vmap(lambda step, example: jax.random.fold_in(jax.random.fold_in(key, step), example))(steps, index)
+
+
+def view_keys(seed: int | jax.Array, step: jax.Array, batch: Batch, views: int = 0) -> jax.Array:
+    """Returns the keys that a step augments its examples with.
+
+    Args:
+      seed: of the run.
+      step: steps done before this one.
+      batch: with `index` and `epoch`, int [N].
+      views: how many views of each example are shown in turn, one an epoch; 0: a new one at every step.
+
+    Returns:
+      N keys.
+    """
+    return example_keys(seed, PURPOSE_AUGMENT, batch["epoch"] % views if views else step, batch["index"])
+
+
+def unit_dtype(model: Any, inputs: jax.Array) -> Any:
+    """The type that a unit's output has in the model, whatever it was kept in: pooled features are float32."""
+    return model.dtype if inputs.ndim == 4 else jnp.float32
+
+
+def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Cross-entropy of soft targets in float32: [N, classes] twice → [N]."""
+    return optax.softmax_cross_entropy(logits.astype(jnp.float32), targets)
+
+
+def make_train_step(
+    model: Any,
+    plan: FreezePlan,
+    optimizer: optax.GradientTransformation,
+    augment: Augment,
+    *,
+    views: int = 0,
+    first: str | None = None,
+    ema_decay: float = 0.0,
+    axis_name: str | None = None,
+) -> TrainStep:
+    """Makes the training step of a phase.
+
+    Only the plan's trained leaves are differentiated, so that a frozen trunk costs its forward pass and no more;
+    frozen parameters and still statistics leave the step as they came, to the bit.
+
+    Under SAM a second gradient is taken at the perturbed trained leaves, with the same views and the same noise. What
+    the step reports, and the statistics that it keeps, are those of the weights themselves.
+
+    Args:
+      model: from `create_model`.
+      plan: what is trained.
+      optimizer: from `make_optimizer`.
+      augment: from `make_augment`: (batch, N keys) → (images [N, R, R, 3], soft targets [N, classes]).
+      views: see `view_keys`.
+      first: the unit to start from, where `augment` gives what that unit takes instead of images; None is the stem.
+      ema_decay: of the moving averages; 0: none are kept.
+      axis_name: the mapped axis over which gradients, statistics and metrics are averaged (`pmap`), or None where one
+        program sees the global batch (`pjit`).
+
+    Returns:
+      A function (state, batch) → (state, metrics `loss`, `accuracy`, `gradient_norm`): means over the global batch,
+      the norm over trained leaves only.
+    """
+
+    def mean(tree: Any) -> Any:
+        return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        inputs, targets = augment(batch, view_keys(state.seed, state.step, batch, views))
+        if first:
+            inputs = inputs.astype(unit_dtype(model, inputs))
+        noise = example_keys(state.seed, PURPOSE_MODEL, state.step, batch["index"])
+        trained, frozen = plan.split(state.params)
+
+        def loss_of(trained: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+            logits, updates = model.apply(
+                {"params": plan.merge(trained, frozen), "batch_stats": state.batch_stats},
+                inputs,
+                first=first,
+                train=plan.stochastic_units,
+                update_batch_norm=plan.batch_norm_units,
+                key=noise,
+                mutable=["batch_stats"],
+                method="run",
+            )
+            return jnp.mean(cross_entropy(logits, targets)), (logits, updates["batch_stats"])
+
+        (loss, (logits, statistics)), gradients = jax.value_and_grad(loss_of, has_aux=True)(trained)
+        gradients = mean(gradients)
+        moving, _ = plan.split_statistics(statistics)
+        _, still = plan.split_statistics(state.batch_stats)
+
+        def whole(gradients: Any) -> Any:
+            # The optimizer masks frozen leaves out by the plan's labels; the zeros only give the tree its shape.
+            return plan.merge(gradients, jax.tree.map(jnp.zeros_like, frozen))
+
+        def gradients_at(params: Any, _: int) -> Any:  # only SAM asks; averaged, so that all devices see one batch
+            return whole(mean(jax.grad(loss_of, has_aux=True)(plan.split(params)[0])[0]))
+
+        rule = optax.with_extra_args_support(optimizer)
+        updates, opt_state = rule.update(whole(gradients), state.opt_state, state.params, grad_fn=gradients_at)
+        new = state.replace(
+            step=state.step + 1,
+            params=plan.merge(optax.apply_updates(trained, plan.split(updates)[0]), frozen),
+            batch_stats={**still, **mean(moving)},
+            opt_state=opt_state,
+        )
+        if state.ema is not None:
+            new = new.replace(ema=update_ema(state.ema, new, plan, ema_decay))
+        hits = jnp.argmax(logits, -1) == jnp.argmax(targets, -1)
+        metrics = mean({"loss": loss, "accuracy": jnp.mean(hits, dtype=jnp.float32)})
+        return new, {**metrics, "gradient_norm": optax.tree.norm(gradients)}
+
+    return train_step
+
+
+def make_eval_step(model: Any, *, resolution: int, first: str | None = None, axis_name: str | None = None) -> EvalStep:
+    """Makes the evaluation step: sums over a batch, so that adding them up is exact for any number of examples.
+
+    Args:
+      model: from `create_model`.
+      resolution: side of the images; small ones arrive as uint8 and are resized here.
+      first: the unit to start from, where `image` holds what that unit takes; None is the stem.
+      axis_name: the mapped axis over which the sums are added (`pmap`), or None.
+
+    Returns:
+      A function (variables, batch with `image`, `label`, `mask`) → sums `correct`, `loss`, `count`, float32 [].
+    """
+
+    def eval_step(variables: Variables, batch: Batch) -> Metrics:
+        inputs = batch["image"]
+        if inputs.dtype == jnp.uint8:
+            inputs = resize_on_device(inputs, resolution)
+        if first:
+            inputs = inputs.astype(unit_dtype(model, inputs))
+        logits = model.apply(variables, inputs, first=first, method="run")
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        correct = (jnp.argmax(logits, -1) == batch["label"]).astype(jnp.float32)
+        mask = batch["mask"]
+        # `where` and not a product: a padded row's loss may be anything, even not a number.
+        sums = {
+            "correct": jnp.sum(jnp.where(mask > 0, correct, 0.0)),
+            "loss": jnp.sum(jnp.where(mask > 0, loss, 0.0)),
+            "count": jnp.sum(mask),
+        }
+        return sums if axis_name is None else jax.lax.psum(sums, axis_name)
+
+    return eval_step

@@ -1,0 +1,46 @@
+"""Counting during training."""
+
+import math
+
+import numpy as np
+import pytest
+
+from effnet_jax.train.meter import Meter, duration
+
+
+def test_the_meter_sums_up_to_a_loss_that_is_no_number():
+    meter, sums = Meter(batch_size=8, step=0), {}
+    for step, loss in enumerate((1.0, 3.0, math.nan, 5.0), 1):
+        meter.add(step, {"loss": np.float32(loss), "accuracy": np.float32(0.5)})
+    rows = meter.collect(sums)
+    assert [step for step, _ in rows] == [1, 2, 3] and math.isnan(rows[-1][1]["loss"])
+    assert sums == {"loss": 4.0, "accuracy": 1.0, "steps": 2}
+    assert meter.images_per_second > 0 and len(meter) == 0
+
+
+def test_the_newest_steps_are_not_waited_for():
+    meter, sums = Meter(batch_size=8, step=0), {}
+    for step in range(1, 6):
+        meter.add(step, {"loss": np.float32(step), "accuracy": np.float32(1)})
+    assert [step for step, _ in meter.collect(sums, wait=False)] == [1, 2, 3] and len(meter) == 2
+    assert [step for step, _ in meter.collect(sums)] == [4, 5]
+    assert sums == {"loss": 15.0, "accuracy": 5.0, "steps": 5}
+
+
+def test_an_evaluation_does_not_count_for_the_speed_or_the_time_left(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    meter = Meter(batch_size=8, step=0)
+    for step in (1, 2):
+        meter.add(step, {"loss": np.float32(1), "accuracy": np.float32(1)})
+        clock[0] += 1
+    meter.collect({})
+    with meter.pause():
+        clock[0] += 100
+        assert meter.images_per_second == 4 and meter.time_left(12) == "20 s left"
+    assert meter.images_per_second == 4
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(48.4, "48 s"), (185, "3 min 05 s"), (7810, "2 h 10 min")])
+def test_durations_read_well(seconds, text):
+    assert duration(seconds) == text
