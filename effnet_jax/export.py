@@ -11,16 +11,9 @@ from etils import epath
 
 from effnet_jax import files
 from effnet_jax.errors import EffnetError, RunError, WeightsError, run_command
-from effnet_jax.train.rundir.checkpoints import (
-    CHECKPOINTS,
-    Damage,
-    best_step,
-    flat_leaves,
-    list_steps,
-    nested,
-    read_checkpoint,
-)
+from effnet_jax.train.rundir.checkpoints import CHECKPOINTS, best_step, list_steps
 from effnet_jax.train.rundir.log import read_rows
+from effnet_jax.train.rundir.snapshot import Damage, flat_leaves, nested, read_checkpoint
 from effnet_jax.train.rundir.workdir import CONFIG, read_run_json
 from effnet_jax.weights.metadata import Metadata
 from effnet_jax.weights.store import write_weights

@@ -618,32 +618,34 @@ def _depart() -> None:
 def _aborted(number: int) -> None:
     """Handles SIGABRT, on the thread of jaxlib that called abort() since the coordination service left or refused it.
 
-    A thread that may not return cannot raise: it leaves that to the main thread, and ends the process if nothing comes.
+    That thread may neither return nor raise. It lets the main thread do that, and ends the process if it does not.
     """
+    run, store, park = _here.run, _state().client, threading.Event().wait
     if _here.connecting:
         _here.refused.set()
-        threading.Event().wait()
-    if _here.status is not None:
-        os._exit(_here.status)
-    run = _here.run
-    try:
-        _state().client.blocking_key_value_get(f"effnet_jax/met/{index()}", 2000)
-    except jax.errors.JaxRuntimeError:
-        pass
-    else:  # the service is well: something else crashed this process, which ends as it would have
-        if run:
-            run.put(f"end/{run.me}", json.dumps({"error": f"{_who(run.me)} crashed: its own output says why"}))
-        ctypes.CDLL(None).signal(number, None)
-        os.abort()
+        park()
+    if _here.status is None or (run and not run.left):
+        try:
+            store.blocking_key_value_get(
+                f"effnet_jax/met/{index()}", 2000
+            )  # the one request that comes back in any case
+        except jax.errors.JaxRuntimeError:
+            pass
+        else:  # the service is well: something else crashed this process, which ends as it would have
+            if run:
+                run.put(f"end/{run.me}", json.dumps({"error": f"{_who(run.me)} crashed: its own output says why"}))
+            ctypes.CDLL(None).signal(number, None)
+            os.abort()
     _here.alone = True
-    if not run:
+    if run:
+        run.fail({"error": _lost(_here.first)})
+        while time.monotonic() < run.deadline:
+            time.sleep(0.05)
+        run.give_up()
+    if _here.status is None:
         print(f"error: {_lost(_here.first)}", file=sys.stderr, flush=True)
         os._exit(2)
-    run.fail({"error": _lost(_here.first)})
-    while time.monotonic() < run.deadline:
-        time.sleep(0.05)
-    print(f"error: {run.error()}", file=sys.stderr, flush=True)
-    os._exit(2)
+    park()
 
 
 # ---- stopping together

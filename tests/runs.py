@@ -14,7 +14,8 @@ from typing import Any
 from tensorboardX.proto.event_pb2 import Event
 
 from effnet_jax import files
-from effnet_jax.train.rundir.checkpoints import CHECKPOINTS, checksums, list_steps, read_checkpoint
+from effnet_jax.train.rundir.checkpoints import CHECKPOINTS, list_steps
+from effnet_jax.train.rundir.snapshot import checksums, read_checkpoint
 from effnet_jax.weights.store import read_metadata
 
 # What an attempt takes and where it ran; all other figures are the same however often a run was stopped.

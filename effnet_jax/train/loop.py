@@ -23,9 +23,9 @@ from effnet_jax.train.finish import finish_run, finished_words
 from effnet_jax.train.meter import Meter, mean
 from effnet_jax.train.phases import Phase
 from effnet_jax.train.run import Run, Standing, StopAsked
-from effnet_jax.train.rundir.checkpoints import Snapshot
 from effnet_jax.train.rundir.export import trained_metadata
 from effnet_jax.train.rundir.progress import EVALUATING, TESTING, TRAINING, Progress
+from effnet_jax.train.rundir.snapshot import Snapshot
 from effnet_jax.train.screen import percent, phase_table
 from effnet_jax.train.start import check_run, open_run
 from effnet_jax.train.step.optimizers import observe, plateau_scale

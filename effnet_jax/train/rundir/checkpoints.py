@@ -9,18 +9,12 @@ The first process writes; all read.
 
 import contextlib
 import dataclasses
-import errno
 import functools
-import json
 import logging
-import re
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import LatestN, PreservationContext
@@ -28,39 +22,24 @@ from orbax.checkpoint.checkpoint_managers import PolicyCheckpointInfo as Info
 
 from effnet_jax import files, hosts
 from effnet_jax.errors import DiskError, PathError, RunError
-from effnet_jax.train.rundir.progress import Progress, is_sealed, read_progress, sealed, write_progress
+from effnet_jax.train.rundir.progress import Progress, drop_progress, read_progress, write_progress
+from effnet_jax.train.rundir.snapshot import (
+    RECORD,
+    STATE,
+    Damage,
+    Leaves,
+    NotFinite,
+    Snapshot,
+    copied,
+    matched,
+    nested,
+    one_line,
+    read_checkpoint,
+)
 from effnet_jax.train.step.state import TrainState
-from effnet_jax.weights.metadata import Metadata
 from effnet_jax.weights.store import alone, array_handler
 
 CHECKPOINTS = "checkpoints"
-FORMAT = 2  # 1: records without a format; paths of leaves as `jax.tree_util.keystr` has them
-
-_STATE, _RECORD = "state", "record"
-# What says nothing about a checkpoint's bytes, in the words of jaxlib and tensorstore.
-_TROUBLE = re.compile(r"RESOURCE_EXHAUSTED|out of memory|cannot allocate|UNAVAILABLE|PERMISSION_DENIED", re.IGNORECASE)
-_OS_ERROR = re.compile(r"os_error_code='(\d+)'")
-
-Leaves = dict[str, np.ndarray]  # by path, its parts joined with slashes
-
-
-class Damage(Exception):
-    """A checkpoint whose bytes are not those that were written."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Snapshot:
-    """What a checkpoint holds.
-
-    Attributes:
-      state: of the run, on the devices or as NumPy arrays.
-      progress: how far the run is.
-      metadata: of the weights in it, as a weights dir would have them.
-    """
-
-    state: TrainState
-    progress: Progress
-    metadata: Metadata
 
 
 class Checkpoints:
@@ -90,7 +69,7 @@ class Checkpoints:
         self._workdir, self._claim = workdir, claim or files.Claim()
         self._seconds, self._steps = 60 * minutes, steps
         self._saved_at = time.monotonic()
-        self._held: tuple[int, Any, dict[str, Any]] | None = None  # the best state, not saved yet
+        self._held: tuple[int, Leaves, dict[str, Any]] | None = None  # the best state, not saved yet
         self._closed = False
         self._manager = _open_manager(self.folder, _Preserved(keep, self)) if hosts.is_first() else None
 
@@ -144,33 +123,22 @@ class Checkpoints:
         if step == best_step(list(self.accuracies), self.accuracies) and step not in self._manager.all_steps():
             self._held = self._copied(snapshot)
 
-    def _copied(self, snapshot: Snapshot) -> tuple[int, Any, dict[str, Any]]:
-        """A copy of the state in the host's memory, since the training gives its buffers away; and its record."""
-        step = int(snapshot.state.step)
-        leaves = {path: np.array(leaf) for path, leaf in flat_leaves(snapshot.state).items()}
-        for path, leaf in leaves.items():
-            # Not the optimizer's: a plateau's lowest loss is infinite at first, and moments follow the gradients.
-            if path.startswith(("params/", "batch_stats/", "ema/")) and not np.isfinite(leaf).all():
-                raise RunError(f"{path} is not finite after step {step}, so it is not saved: {self.last_good()}")
-        record = {
-            "format": FORMAT,
-            "progress": dataclasses.asdict(snapshot.progress),
-            "metadata": dataclasses.asdict(snapshot.metadata),
-            "checksums": checksums(leaves),
-        }
-        record = json.loads(json.dumps(record))  # as it will be read
-        return step, nested(leaves), sealed(record)
+    def _copied(self, snapshot: Snapshot) -> tuple[int, Leaves, dict[str, Any]]:
+        try:
+            return copied(snapshot)
+        except NotFinite as error:
+            raise RunError(f"{error}, so it is not saved: {self.last_good()}") from None
 
     def last_good(self) -> str:
         """Says what a run that cannot go on can go back to."""
         latest = self._manager.latest_step() if self._manager else None
         return f"the last good checkpoint is step {latest}" if latest is not None else "no checkpoint was saved yet"
 
-    def _write(self, step: int, leaves: Any, record: dict[str, Any]) -> None:
+    def _write(self, step: int, leaves: Leaves, record: dict[str, Any]) -> None:
         assert self._manager is not None
         self._claim.check()
-        files.check_space(self.folder, sum(leaf.nbytes for leaf in jax.tree.leaves(leaves)), "a checkpoint")
-        args = ocp.args.Composite(state=ocp.args.PyTreeSave(leaves), record=ocp.args.JsonSave(record))
+        files.check_space(self.folder, sum(leaf.nbytes for leaf in leaves.values()), "a checkpoint")
+        args = ocp.args.Composite(state=ocp.args.PyTreeSave(nested(leaves)), record=ocp.args.JsonSave(record))
         with _full_disk_told(self.folder):
             self._manager.save(step, args=args)
         self._saved_at = time.monotonic()
@@ -211,8 +179,10 @@ class Checkpoints:
                 continue
             self._set_aside(damaged)
             progress = Progress(**record["progress"])
+            if self._manager:
+                drop_progress(self._workdir, unless=step)  # of a checkpoint that is damaged: its figures come again
             with hosts.agree("the checkpoint fits the run"):
-                state = _matched(leaves, shapes(progress), f"checkpoint {step} of {self.folder}")
+                state = matched(leaves, shapes(progress), f"checkpoint {step} of {self.folder}")
             since = hosts.on_first("progress", functools.partial(self._since, step))
             return state, progress, Progress(**since) if since else progress
         if steps:
@@ -260,104 +230,9 @@ def list_steps(workdir: epath.Path) -> list[int]:
     return sorted(int(name) for name in files.visible(workdir / CHECKPOINTS) if name.isdigit())
 
 
-def read_checkpoint(folder: epath.Path) -> tuple[dict[str, Any], Leaves]:
-    """Reads one checkpoint, without a device and without knowing the shape of its state.
-
-    Args:
-      folder: of its step.
-
-    Returns:
-      Its record (`progress`, `checksums`), and the leaves by path.
-
-    Raises:
-      Damage: its bytes are not those that were written.
-      OSError, MemoryError: what says nothing about them.
-    """
-    try:
-        record = files.read_json(folder / _RECORD / "metadata")
-        restored = _read_arrays(files.absolute(folder / _STATE))
-    except Exception as error:  # orbax, tensorstore and JSON each raise their own
-        if _is_trouble(error):
-            raise
-        raise Damage(_one_line(error)) from error
-    if not isinstance(record, dict) or not isinstance(record.get("checksums"), dict):
-        raise Damage("its record is missing or is none")
-    leaves = {path: np.asarray(leaf) for path, leaf in flat_leaves(restored).items()}
-    expected: Mapping[str, str | int] = record["checksums"]
-    found: Mapping[str, str | int] = checksums(leaves)
-    if "format" not in record:  # the first format
-        expected, found = _by_flat_path(record["checksums"]), plain_checksums(leaves)
-    elif not is_sealed(record):
-        raise Damage("the checksum of its record is wrong")
-    wrong = sorted(path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path))
-    if wrong:
-        raise Damage(f"the checksum of {wrong[0]} is wrong")
-    return record, leaves
-
-
-def _read_arrays(folder: epath.Path) -> Any:
-    with ocp.Checkpointer(array_handler(), multiprocessing_options=alone()) as checkpointer:
-        return checkpointer.restore(folder)
-
-
-def flat_leaves(tree: Any) -> dict[str, Any]:
-    """Returns the leaves of a tree by path, such as `params/stem/conv/kernel` or `opt_state/…/0/trace/…`.
-
-    The path is the same for a state and for what orbax restores of it, which has dicts and lists for all nodes.
-    """
-    paths = jax.tree_util.tree_leaves_with_path(tree)
-    return {"/".join(str(_key(part)) for part in path): leaf for path, leaf in paths}
-
-
-def _key(part: Any) -> Any:
-    return next(getattr(part, name) for name in ("key", "name", "idx") if hasattr(part, name))
-
-
-def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns nested dicts out of leaves by path."""
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        *folders, name = path.split("/")
-        node = tree
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        node[name] = leaf
-    return tree
-
-
-def checksums(leaves: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """Returns shape, type and CRC-32 of each leaf."""
-    plain = plain_checksums(leaves)
-    return {path: f"{leaf.dtype}{list(leaf.shape)} {plain[path]:08x}" for path, leaf in leaves.items()}
-
-
-def plain_checksums(leaves: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """Returns the CRC-32 of each leaf's bytes."""
-    return {path: zlib.crc32(np.ascontiguousarray(leaf).tobytes()) for path, leaf in leaves.items()}
-
-
-def _by_flat_path(checksums: Mapping[str, int]) -> dict[str, int]:
-    """Brings paths such as `.opt_state.inner_states['trained'][0].trace` into the form of `flat_leaves`."""
-    parts = re.compile(r"\.(\w+)|\['([^']*)'\]|\[(\d+)\]")
-    return {"/".join(filter(None, sum(parts.findall(path), ()))): value for path, value in checksums.items()}
-
-
-def _matched(leaves: Mapping[str, np.ndarray], shapes: TrainState, where: str) -> TrainState:
-    """Puts leaves into the structure of a state. Raises RunError where they are others."""
-    wanted = flat_leaves(shapes)
-    odd = [f"{path} is not in this version's state" for path in leaves if path not in wanted]
-    odd += [f"{path} is missing" for path in wanted if path not in leaves]
-    for path in wanted.keys() & leaves.keys():
-        if leaves[path].shape != wanted[path].shape or leaves[path].dtype != wanted[path].dtype:
-            was, now = leaves[path], wanted[path]
-            odd.append(f"{path} is {was.dtype}{list(was.shape)} there and {now.dtype}{list(now.shape)} here")
-    if odd:
-        listed = "; ".join(sorted(odd)[:3])
-        raise RunError(
-            f"{where} is whole, but of another state than this run has: {listed}. It was written with other classes "
-            "or by other versions of the packages (see attempts.jsonl): go on with those, or give another --workdir"
-        )
-    return jax.tree.unflatten(jax.tree.structure(shapes), [leaves[path] for path in wanted])
+def best_step(steps: Sequence[int], accuracies: Mapping[int, float]) -> int | None:
+    """Returns which of some steps had the best validation accuracy, the later one of equals; None where none has."""
+    return max((step for step in steps if step in accuracies), key=lambda step: (accuracies[step], step), default=None)
 
 
 class _Preserved:
@@ -373,11 +248,6 @@ class _Preserved:
         return [kept or info.step == best for kept, info in zip(latest, checkpoints, strict=True)]
 
 
-def best_step(steps: Sequence[int], accuracies: Mapping[int, float]) -> int | None:
-    """Returns which of some steps had the best validation accuracy, the later one of equals; None where none has."""
-    return max((step for step in steps if step in accuracies), key=lambda step: (accuracies[step], step), default=None)
-
-
 def _open_manager(folder: epath.Path, preserved: Any) -> ocp.CheckpointManager:
     """Opens orbax's manager for this process alone, so that it waits for no other."""
     files.make_folder(folder)
@@ -389,7 +259,7 @@ def _open_manager(folder: epath.Path, preserved: Any) -> ocp.CheckpointManager:
         create=False,
         multiprocessing_options=alone(),
     )
-    handlers = {_STATE: array_handler(), _RECORD: ocp.JsonCheckpointHandler()}
+    handlers = {STATE: array_handler(), RECORD: ocp.JsonCheckpointHandler()}
     return ocp.CheckpointManager(files.absolute(folder), options=options, item_handlers=handlers)
 
 
@@ -401,7 +271,7 @@ def _check_bucket(folder: epath.Path) -> None:
         gcs_utils.is_hierarchical_namespace_enabled(folder)
     except Exception as error:  # of google-cloud-storage, its transport, or the search for credentials
         raise PathError(
-            f"{folder}: the bucket does not say what kind it is ({_one_line(error)}): grant storage.buckets.get (role "
+            f"{folder}: the bucket does not say what kind it is ({one_line(error)}): grant storage.buckets.get (role "
             "Storage Legacy Bucket Reader), and set GOOGLE_CLOUD_PROJECT where the project is unknown"
         ) from error
 
@@ -414,21 +284,3 @@ def _full_disk_told(folder: epath.Path) -> Iterator[None]:
         if not files.full_disk(error):
             raise
         raise DiskError(f"no space left on the disk for a checkpoint in {folder}: free some, and go on") from error
-
-
-def _is_trouble(error: BaseException) -> bool:
-    """Whether reading failed for a reason that says nothing about a checkpoint's bytes."""
-    if isinstance(error, MemoryError):
-        return True
-    code = error.errno if isinstance(error, OSError) else None
-    if found := _OS_ERROR.search(str(error)):
-        code = int(found[1])
-    # A file that is not there, or is too short to be read or mapped, is damage.
-    if code is not None:
-        return code not in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)
-    return bool(_TROUBLE.search(str(error)))
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text[:200] + ("…" if len(text) > 200 else "")

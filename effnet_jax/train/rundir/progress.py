@@ -78,3 +78,9 @@ def read_progress(folder: epath.Path, step: int) -> Progress | None:
     if not is_sealed(value) or value["step"] != step:
         return None
     return Progress(**value["progress"])
+
+
+def drop_progress(folder: epath.Path, *, unless: int) -> None:
+    """Removes what `write_progress` wrote about another checkpoint than that of a step."""
+    if read_progress(folder, unless) is None:
+        files.remove(folder / PROGRESS)

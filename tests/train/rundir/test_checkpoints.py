@@ -15,8 +15,9 @@ import pytest
 
 from effnet_jax import files
 from effnet_jax.errors import RunError
-from effnet_jax.train.rundir.checkpoints import Checkpoints, Damage, Snapshot, best_step, list_steps, read_checkpoint
+from effnet_jax.train.rundir.checkpoints import Checkpoints, best_step, list_steps
 from effnet_jax.train.rundir.progress import Progress
+from effnet_jax.train.rundir.snapshot import Damage, Snapshot, read_checkpoint
 from effnet_jax.train.step.state import create_state
 from effnet_jax.weights.metadata import Metadata
 from tests import disk
@@ -138,6 +139,9 @@ def test_a_value_that_is_not_finite_is_not_saved(tmp_path, path, value):
 
 # ---- damage
 
+# The other reads of a checkpoint that fail after the first have nobody to tell, and say so.
+reads_that_fail = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 def data_files(folder, step):
     found = [path for path in (folder / "checkpoints" / str(step)).rglob("*") if path.is_file()]
@@ -155,8 +159,7 @@ def flip(path, bit=None):
     path.write_bytes(data)
 
 
-# The other reads of a checkpoint that fail after the first have nobody to tell, and say so.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@reads_that_fail
 @pytest.mark.parametrize(
     ("what", "harm"),
     [
@@ -182,6 +185,7 @@ def test_damage_is_told_and_the_checkpoint_before_is_taken(tmp_path, what, harm)
     assert sorted(path.name for path in (tmp_path / "checkpoints.damaged").iterdir()) == ["2", "2.2"]
 
 
+@reads_that_fail
 def test_all_damaged_is_an_error_and_leaves_them(tmp_path):
     save(tmp_path, 1, 2)
     for step in (1, 2):
