@@ -463,6 +463,7 @@ class _Run:
         self.folder, self.me = folder, index()
         self.others = [i for i in range(count()) if i != self.me]
         self.beats, self.stops = itertools.count(), itertools.count()
+        self.period = BEAT * max(1.0, count() / 256)  # a look costs the first process 0.6 ms at 256 processes
         self.looked = time.monotonic()
         self.heard = {i: ("", self.looked) for i in self.others}  # the last beat, and when it came
         self.ends: dict[int, dict[str, str]] = {}  # how others ended
@@ -474,7 +475,7 @@ class _Run:
         self.thread = threading.Thread(target=self.follow, name="hosts", daemon=True)
 
     def follow(self) -> None:
-        while not self.closed.wait(0.1 if self.leaving or (self.stop and self.stop.pending) else BEAT):
+        while not self.closed.wait(self.period / 10 if self.stop and self.stop.pending else self.period):
             # Without an answer jaxlib aborts, and `_aborted` goes on from there.
             with contextlib.suppress(jax.errors.JaxRuntimeError):
                 self.look()
@@ -548,7 +549,7 @@ class _Run:
         _here.status = _status(error)
         if not isinstance(error, EffnetError | OSError | KeyboardInterrupt | SystemExit):
             # Such as a connection that broke in a collective: is it another's fault? Who lives shows it by two beats.
-            late = time.monotonic() + 2 * BEAT
+            late = time.monotonic() + 2 * self.period
             while not self.failure and any(i not in self.ends and came < late for i, (_, came) in self.heard.items()):
                 time.sleep(0.05)
             if self.failure and not self.failure.get("error", "").startswith(f"{_who(self.me)}: "):
@@ -634,6 +635,7 @@ def _aborted(number: int) -> None:
         else:  # the service is well: something else crashed this process, which ends as it would have
             if run:
                 run.put(f"end/{run.me}", json.dumps({"error": f"{_who(run.me)} crashed: its own output says why"}))
+                run.put(f"gone/{run.me}", "")
             ctypes.CDLL(None).signal(number, None)
             os.abort()
     _here.alone = True

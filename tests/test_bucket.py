@@ -9,19 +9,19 @@ import urllib.request
 import numpy as np
 import pytest
 
-from effnet_jax import files
+from effnet_jax import files, locks
 from effnet_jax.errors import PathError, RunError
 from tests.bucket import BUCKET, bucket_fixture  # noqa: F401
-from tests.test_files import kill, run, start
+from tests.scripts import kill, run, start
 
 # The seconds of a lock, shorter by the factor 100.
-FAST = "files._BEAT, files._STALE, files._POLL = 0.3, 1.2, 0.05\n"
+FAST = "locks._BEAT, locks._STALE, locks._POLL = 0.3, 1.2, 0.05\n"
 
 
 @pytest.fixture
 def fast(monkeypatch):
     for name, seconds in (("_BEAT", 0.3), ("_STALE", 1.2), ("_POLL", 0.05)):
-        monkeypatch.setattr(files, name, seconds)
+        monkeypatch.setattr(locks, name, seconds)
 
 
 def objects(folder: str) -> list[str]:
@@ -167,7 +167,7 @@ def test_a_bucket_that_is_missing_is_named(bucket):
     message = "there is no bucket gs://nosuch: check its name"
     for write in (
         lambda: files.write_json("gs://nosuch/run/a.json", 1),
-        lambda: files.lock("gs://nosuch/run").__enter__(),
+        lambda: locks.lock("gs://nosuch/run").__enter__(),
         lambda: files.new_folder("gs://nosuch/run").__enter__(),
     ):
         with pytest.raises(PathError, match=message):
@@ -176,7 +176,7 @@ def test_a_bucket_that_is_missing_is_named(bucket):
 
 # ---- Locks ----
 
-HOLD = "with files.lock(sys.argv[1]) as claim:\n  print('ready', flush=True); time.sleep(60)"
+HOLD = "with locks.lock(sys.argv[1]) as claim:\n  print('ready', flush=True); time.sleep(60)"
 
 
 def test_a_second_process_is_refused_and_told_who_is_there(bucket):
@@ -184,19 +184,19 @@ def test_a_second_process_is_refused_and_told_who_is_there(bucket):
     process.stdout.readline()
     with (
         pytest.raises(RunError, match=rf"run is in use by process {process.pid} on \S+ since"),
-        files.lock(f"{bucket}/run"),
+        locks.lock(f"{bucket}/run"),
     ):
         pass
     kill(process)
     told = []
-    with files.lock(f"{bucket}/run", tell=told.append) as claim:
+    with locks.lock(f"{bucket}/run", tell=told.append) as claim:
         warning = (
             f"warning: {bucket}/run is taken over from a run that did not end: process {process.pid} on this machine"
         )
         assert told == [f"{warning} is gone"]
         claim.check()
         assert objects(bucket) == ["run/.lock"] and files.visible(f"{bucket}/run") == []
-        with pytest.raises(RunError, match=f"process {os.getpid()}"), files.lock(f"{bucket}/run"):
+        with pytest.raises(RunError, match=f"process {os.getpid()}"), locks.lock(f"{bucket}/run"):
             pass
     assert objects(bucket) == []
 
@@ -213,29 +213,29 @@ def test_a_lock_of_another_machine_that_died_is_taken_over(bucket, fast):
     kill(process)
     other_machine(bucket)
     told = []
-    with files.lock(bucket, tell=told.append):
+    with locks.lock(bucket, tell=told.append):
         pass
     assert len(told) == 2 and "waiting for a sign of its life" in told[0]
     assert f"process {process.pid} on other is silent for 1 s" in told[1]
 
 
 def test_a_lock_of_another_machine_that_lives_is_left(bucket, fast):
-    script = f"files._describe_me = lambda f=files._describe_me: f() | {{'machine': 'other'}}\n{FAST}{HOLD}"
+    script = f"locks._describe_me = lambda f=locks._describe_me: f() | {{'machine': 'other'}}\n{FAST}{HOLD}"
     process = start(script, bucket)
     process.stdout.readline()
     before = files.read_json(f"{bucket}/.lock")["beat"]
     for patience in (60, 0):
-        with pytest.raises(RunError, match="in use by process"), files.lock(bucket, tell=str, patience=patience):
+        with pytest.raises(RunError, match="in use by process"), locks.lock(bucket, tell=str, patience=patience):
             pass
     assert files.read_json(f"{bucket}/.lock")["beat"] > before
     kill(process)
 
 
 def test_who_lost_the_lock_is_told(bucket, fast):
-    with files.lock(bucket) as claim:
+    with locks.lock(bucket) as claim:
         time.sleep(0.7)
         claim.check()
-        files.write_json(f"{bucket}/.lock", files._describe_me() | {"pid": 4321, "beat": time.time()})
+        files.write_json(f"{bucket}/.lock", locks._describe_me() | {"pid": 4321, "beat": time.time()})
         deadline = time.monotonic() + 10
         while not claim.lost and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -247,7 +247,7 @@ def test_who_lost_the_lock_is_told(bucket, fast):
 def test_a_damaged_lock_is_taken_over(bucket):
     files.write_bytes(f"{bucket}/.lock", b"x")
     told = []
-    with files.lock(bucket, tell=told.append):
+    with locks.lock(bucket, tell=told.append):
         pass
     assert "its lock cannot be read" in told[0] and objects(bucket) == []
 
@@ -258,7 +258,7 @@ def test_of_many_that_start_at_once_one_gets_the_lock(bucket, tmp_path):
         "end = time.time() + 1.5\n"
         "while time.time() < end:\n"
         "  try:\n"
-        "    with files.lock(sys.argv[1]):\n"
+        "    with locks.lock(sys.argv[1]):\n"
         "      open(sys.argv[2], 'x').close(); time.sleep(0.01); files.remove(sys.argv[2])\n"
         "  except RunError: pass"
     )

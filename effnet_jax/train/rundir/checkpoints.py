@@ -20,7 +20,7 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import LatestN, PreservationContext
 from orbax.checkpoint.checkpoint_managers import PolicyCheckpointInfo as Info
 
-from effnet_jax import files, hosts
+from effnet_jax import files, hosts, locks
 from effnet_jax.errors import DiskError, PathError, RunError
 from effnet_jax.train.rundir.progress import Progress, drop_progress, read_progress, write_progress
 from effnet_jax.train.rundir.snapshot import (
@@ -49,7 +49,7 @@ class Checkpoints:
         self,
         workdir: epath.Path,
         *,
-        claim: files.Claim | None = None,
+        claim: locks.Claim | None = None,
         keep: int = 2,
         minutes: float = 10.0,
         steps: int = 0,
@@ -66,7 +66,7 @@ class Checkpoints:
         logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells every step of every save
         self.folder = workdir / CHECKPOINTS
         self.accuracies: Mapping[int, float] = {}  # validation accuracy by step, for the best; the log's
-        self._workdir, self._claim = workdir, claim or files.Claim()
+        self._workdir, self._claim = workdir, claim or locks.Claim()
         self._seconds, self._steps = 60 * minutes, steps
         self._saved_at = time.monotonic()
         self._held: tuple[int, Leaves, dict[str, Any]] | None = None  # the best state, not saved yet

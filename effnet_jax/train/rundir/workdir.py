@@ -6,7 +6,7 @@ from typing import Any
 
 from etils import epath
 
-from effnet_jax import files, hosts
+from effnet_jax import files, hosts, locks
 from effnet_jax.errors import EffnetError, RunError
 from effnet_jax.train.config import compare_configs, to_json
 from effnet_jax.train.rundir.attempts import ATTEMPTS
@@ -53,7 +53,7 @@ def check_workdir(workdir: epath.Path, config: Any) -> tuple[list[str], dict[str
 
 
 @contextlib.contextmanager
-def claim_workdir(workdir: epath.Path, config: Any) -> Iterator[files.Claim]:
+def claim_workdir(workdir: epath.Path, config: Any) -> Iterator[locks.Claim]:
     """Makes the run dir with its `config.json`, and holds its lock: no other run may write there.
 
     Where a mistake of the user, such as a damaged first image, ends the block of a new run that has written nothing
@@ -65,13 +65,13 @@ def claim_workdir(workdir: epath.Path, config: Any) -> Iterator[files.Claim]:
     Raises:
       RunError: another run holds the run dir.
     """
-    existed, new, claim = workdir.exists(), False, files.Claim()
+    existed, new, claim = workdir.exists(), False, locks.Claim()
     try:
         with contextlib.ExitStack() as stack:
             with hosts.agree("the run dir is claimed"):
                 if hosts.is_first():
                     files.make_folder(workdir)
-                    claim = stack.enter_context(files.lock(workdir))
+                    claim = stack.enter_context(locks.lock(workdir))
                     new = not (workdir / CONFIG).exists()
                     if new:
                         files.write_json(workdir / CONFIG, to_json(config))
