@@ -13,6 +13,7 @@ import ctypes
 import itertools
 import json
 import math
+import multiprocessing
 import os
 import signal
 import socket
@@ -52,6 +53,18 @@ class _Here:
         self.refused = threading.Event()
         self.handler: Any = None  # of SIGABRT; C keeps no reference
 
+    def greet(self) -> None:
+        """Leaves in the store what `answers` looks for."""
+        _state().client.key_value_set(f"effnet_jax/here/{_state().process_id}", "", True)
+
+    def answers(self) -> bool:
+        """Says whether the store answers: by the one request that comes back in any case."""
+        try:
+            _state().client.blocking_key_value_get(f"effnet_jax/here/{_state().process_id}", 2000)
+        except jax.errors.JaxRuntimeError:
+            return False
+        return True
+
 
 _here = _Here()
 
@@ -84,8 +97,20 @@ def describe() -> str:
     return f"process {index()} of {count()} ({socket.gethostname()}), {devices}"
 
 
-def _who(process: int) -> str:
-    return f"process {process} ({_here.names[process]})" if _here.names else f"process {process}"
+def _who(*processes: int) -> str:
+    return ", ".join(f"process {i} ({_here.names[i]})" if _here.names else f"process {i}" for i in processes)
+
+
+class _Waiting:
+    """Says once, after a minute, what is waited for."""
+
+    def __init__(self) -> None:
+        self.until = time.monotonic() + 60
+
+    def say(self, words: Callable[[], str]) -> None:
+        if time.monotonic() > self.until:
+            self.until = math.inf
+            print(f"waiting for {words()}", file=sys.stderr, flush=True)
 
 
 # ---- joining
@@ -207,9 +232,10 @@ def _connect(coordinator: str, processes: int, process: int, local_devices: Any,
     # In a thread, so that Ctrl-C and the deadline are heard.
     thread = threading.Thread(target=connect, daemon=True)
     thread.start()
-    told = time.monotonic() + 60
+    waiting = _Waiting()
     while thread.is_alive():
         thread.join(0.05)
+        waiting.say(lambda: f"{processes} processes to meet at {coordinator}")
         if _here.refused.is_set() or time.monotonic() > until:
             late = f"not all {processes} processes came to {coordinator} in {timeout} s"
             refused = f"{coordinator} refuses process {process} (its reason is above)"
@@ -217,12 +243,10 @@ def _connect(coordinator: str, processes: int, process: int, local_devices: Any,
                 f"{refused if _here.refused.is_set() else late}: start each of 0 to {processes - 1} once, all with the "
                 "same --coordinator and --processes"
             )
-        if time.monotonic() > told:
-            print(f"waiting for {processes} processes to meet at {coordinator}", file=sys.stderr, flush=True)
-            told = math.inf
     _here.connecting = False
     if failed:
         raise failed[0]
+    _here.greet()
 
 
 def _check_port(port: int) -> None:
@@ -259,7 +283,7 @@ def _prepare() -> None:
 
 def _meet() -> None:
     """Learns the hosts' names, and which of them has the store."""
-    _state().client.key_value_set(f"effnet_jax/met/{index()}", "", True)
+    _here.greet()
     rows = gather("meeting", [socket.gethostname(), _state().service is not None])
     _here.names, _here.first = [name for name, _ in rows], [store for _, store in rows].index(True)
 
@@ -282,7 +306,12 @@ def _exchange(folder: str, number: int, total: int, what: str, value: Any, patie
 
 
 def _await_key(folder: str, key: str, source: int, total: int, what: str, patience: float) -> str:
-    store, began, told = _state().client, time.monotonic(), False
+    store, began, waiting = _state().client, time.monotonic(), _Waiting()
+
+    def missing() -> str:
+        there = {name.rpartition("/")[2] for name, _ in store.key_value_dir_get(folder)}
+        return f"{_who(*(i for i in range(total) if str(i) not in there)) or _who(0)}: {what}"
+
     while True:
         try:
             return store.blocking_key_value_get(folder + key, 1000)
@@ -293,14 +322,9 @@ def _await_key(folder: str, key: str, source: int, total: int, what: str, patien
             run.check()
             if source in run.ends:
                 raise HostsError(f"{_who(source)} has ended, while {_who(index())} is at {what!r}")
-        waited = time.monotonic() - began
-        if waited > patience:
+        if time.monotonic() - began > patience:
             raise TimeoutError(what)
-        if waited > 60 and not told:
-            told = True
-            there = {name.rpartition("/")[2] for name, _ in store.key_value_dir_get(folder)}
-            missing = ", ".join(_who(i) for i in range(total) if str(i) not in there)
-            print(f"waiting for {missing or _who(0)}: {what}", file=sys.stderr, flush=True)
+        waiting.say(missing)
 
 
 def gather(what: str, value: Any, *, patience: float = math.inf) -> list[Any]:
@@ -425,7 +449,8 @@ def watch() -> Iterator[None]:
     An error that leaves the block is told to the others. There the next `tick`, `gather` or `wished` raises it; a main
     thread that stays away from these, in a collective that nobody finishes, is ended with its process after `GRACE`
     seconds. A process that dies without a word is missed after `SILENCE` seconds; with the first process, the one with
-    the store, at once. Who comes to the end waits there for the others.
+    the store, at once. Who comes to the end waits there for the others. After an error a process of several ends within
+    `LEAVE` seconds, whatever Python still waits for.
 
     Raises:
       HostsError: another process failed or died; instead of an error here that came of it, too.
@@ -533,14 +558,11 @@ class _Run:
         """Waits until all processes have come to the end."""
         self.leaving = True
         self.put(f"end/{self.me}", "{}")
-        told = time.monotonic() + 60
+        waiting = _Waiting()
         while len(self.ends) < len(self.others):
             self.check()
             time.sleep(0.02)
-            if time.monotonic() > told:
-                missing = ", ".join(_who(i) for i in self.others if i not in self.ends)
-                print(f"waiting for {missing}: the end of the run", file=sys.stderr, flush=True)
-                told = math.inf
+            waiting.say(lambda: f"{_who(*(i for i in self.others if i not in self.ends))}: the end of the run")
         self.check()
 
     def end_badly(self, error: BaseException) -> BaseException:
@@ -581,7 +603,7 @@ def _lost(process: int) -> str:
 def _leave_soon(error: BaseException) -> None:
     """Notes the status that this process ends with, and ends it where it does not come to that by itself."""
     _here.status = _status(error)
-    backstop = threading.Timer(LEAVE, os._exit, (_here.status,))
+    backstop = threading.Timer(LEAVE, _exit, (_here.status,))
     backstop.daemon = True
     backstop.start()
 
@@ -613,7 +635,13 @@ def _depart() -> None:
                     time.sleep(0.2)  # they have said so, and go
                     break
                 time.sleep(0.05)
-    os._exit(_here.status)
+    _exit(_here.status)
+
+
+def _exit(status: int) -> None:
+    for child in multiprocessing.active_children():  # such as loading workers, which Python would end
+        child.kill()
+    os._exit(status)
 
 
 def _aborted(number: int) -> None:
@@ -621,32 +649,26 @@ def _aborted(number: int) -> None:
 
     That thread may neither return nor raise. It lets the main thread do that, and ends the process if it does not.
     """
-    run, store, park = _here.run, _state().client, threading.Event().wait
+    run, park = _here.run, threading.Event().wait
     if _here.connecting:
         _here.refused.set()
         park()
-    if _here.status is None or (run and not run.left):
-        try:
-            store.blocking_key_value_get(
-                f"effnet_jax/met/{index()}", 2000
-            )  # the one request that comes back in any case
-        except jax.errors.JaxRuntimeError:
-            pass
-        else:  # the service is well: something else crashed this process, which ends as it would have
-            if run:
-                run.put(f"end/{run.me}", json.dumps({"error": f"{_who(run.me)} crashed: its own output says why"}))
-                run.put(f"gone/{run.me}", "")
-            ctypes.CDLL(None).signal(number, None)
-            os.abort()
+    ending = run.left if run else _here.status is not None
+    if not ending and _here.answers():  # something else crashed this process, which ends as it would have
+        if run:
+            run.put(f"end/{run.me}", json.dumps({"error": f"{_who(run.me)} crashed: its own output says why"}))
+            run.put(f"gone/{run.me}", "")
+        ctypes.CDLL(None).signal(number, None)
+        os.abort()
     _here.alone = True
     if run:
         run.fail({"error": _lost(_here.first)})
         while time.monotonic() < run.deadline:
             time.sleep(0.05)
         run.give_up()
-    if _here.status is None:
+    if not ending:
         print(f"error: {_lost(_here.first)}", file=sys.stderr, flush=True)
-        os._exit(2)
+        _exit(2)
     park()
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from PIL import Image
 
+from effnet_jax import files
 from effnet_jax.data.preprocess import decode_image
 from effnet_jax.data.sources import open_source, split_sizes
 from effnet_jax.data.sources.base import ArraySource, Source, expand
@@ -76,7 +77,9 @@ def prepare_files(
     Raises:
       DataError: the source cannot be read, or `out` exists.
     """
-    out = expand(out).rstrip(os.sep)
+    if not files.is_local(out):
+        raise DataError(f"{out} is a bucket: prepare the set in a local folder, and copy that")
+    out = os.fspath(files.as_path(out.rstrip(os.sep)))
     if os.path.exists(out):
         raise DataError(f"{out} exists: choose another folder, or remove it")
     name = re.sub(r"\W+", "_", os.path.basename(out)).strip("_").lower() or "images"

@@ -1,0 +1,66 @@
+"""Which rows a process loads, and where they come to lie."""
+
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from effnet_jax.train.step.partition import make_partition
+
+ORDERS = {
+    "in order": [0, 1, 2, 3, 4, 5, 6, 7],
+    "reversed": [7, 6, 5, 4, 3, 2, 1, 0],
+    "along a torus": [0, 1, 6, 7, 5, 4, 3, 2],
+}
+
+
+@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
+def test_a_batch_keeps_its_order_in_any_order_of_the_mesh(order):
+    partition = make_partition("pjit", [jax.devices()[number] for number in order])
+    batch = {"index": np.arange(16), "image": np.random.default_rng(0).integers(0, 256, (16, 2, 2, 3), np.uint8)}
+    assert partition.rows(16).tolist() == list(range(16))
+    placed = partition.place_batch(batch)
+    for key, value in placed.items():
+        assert np.array_equal(value, batch[key])
+        assert [shard.device for shard in value.addressable_shards] and len(value.addressable_shards) == 8
+    first = next(shard for shard in placed["index"].addressable_shards if shard.index[0].start in (0, None))
+    assert first.device == jax.devices()[order[0]]
+
+
+# Two processes of two devices; the mesh has the devices of the first at positions 0 and 3.
+SCRIPT = """
+import sys
+import jax
+import numpy as np
+from effnet_jax.hosts import join
+from effnet_jax.train.step.partition import make_partition
+
+join(sys.argv[2], 2, int(sys.argv[1]))
+mine, others = jax.devices()[:2], jax.devices()[2:]
+partition = make_partition("pjit", [mine[0], *others, mine[1]])
+rows = partition.rows(8)
+values = 10 * np.arange(8)
+placed = partition.place_batch({"value": values[rows]})["value"]
+for shard in placed.addressable_shards:
+    assert np.array_equal(shard.data, values[shard.index]), shard
+total = jax.jit(lambda value: (value * np.arange(8)).sum(), out_shardings=partition.replicated)(placed)
+print(rows.tolist(), int(total))
+"""
+
+
+def test_processes_load_the_rows_that_their_devices_hold():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu", "PATH": "/usr/bin"}
+    started = [
+        subprocess.Popen([sys.executable, "-c", SCRIPT, str(number), address], env=environment, text=True,
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for number in range(2)
+    ]  # fmt: skip
+    outputs = [process.communicate(timeout=120) for process in started]
+    assert [process.returncode for process in started] == [0, 0], outputs
+    assert [shown.splitlines()[-1] for shown, _ in outputs] == ["[0, 1, 6, 7] 1400", "[2, 3, 4, 5] 1400"]
