@@ -32,8 +32,8 @@ T = TypeVar("T")
 BEAT = 1.0  # seconds between two looks at the store
 SILENCE = 30.0  # without a beat a process is dead; Python code that holds its interpreter longer would seem so
 GRACE = 10.0  # what a main thread that is stuck gets, once another process failed
+LEAVE = 12.0  # after a failure, what Python's own way out of the process may take
 LINGER = 15.0  # how long the process with the store waits for the others to leave
-LEAVE = 25.0  # after a failure, Python's own way out of the process may take that long
 HEARTBEAT = 60  # JAX's own: says that the first process's machine is cut off, when the store does not answer any more
 AGAIN = "start all processes again: they go on from the last checkpoint"
 FLAGS = "--coordinator=HOST:PORT --processes=N --process=I"
@@ -155,7 +155,8 @@ def join(coordinator: str = "", processes: int = 0, process: int = -1, *, timeou
             )
         _meet()
     except BaseException as error:
-        _leave_soon(error)
+        if _here.connecting or _state().client:  # jaxlib would wait for the others, and abort
+            _leave_soon(error)
         raise
 
 
@@ -194,12 +195,14 @@ def _tpu_has_peers() -> bool:
     """Says whether a TPU machine's environment or metadata server may know of others."""
     if {"TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES", "TPU_PROCESS_ADDRESSES_PATH"} & os.environ.keys():
         return True
+    if "TPU_SKIP_MDS_QUERY" in os.environ:
+        return False
     address = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
     try:
         socket.create_connection((address, 80), timeout=3).close()
     except OSError:
         return False
-    return "TPU_SKIP_MDS_QUERY" not in os.environ
+    return True
 
 
 def _connect(coordinator: str, processes: int, process: int, local_devices: Any, timeout: int) -> None:
@@ -449,8 +452,8 @@ def watch() -> Iterator[None]:
     An error that leaves the block is told to the others. There the next `tick`, `gather` or `wished` raises it; a main
     thread that stays away from these, in a collective that nobody finishes, is ended with its process after `GRACE`
     seconds. A process that dies without a word is missed after `SILENCE` seconds; with the first process, the one with
-    the store, at once. Who comes to the end waits there for the others. After an error a process of several ends within
-    `LEAVE` seconds, whatever Python still waits for.
+    the store, at once. Who comes to the end waits there for the others. After an error one of several processes ends
+    within half a minute, whatever Python still waits for.
 
     Raises:
       HostsError: another process failed or died; instead of an error here that came of it, too.
@@ -603,7 +606,7 @@ def _lost(process: int) -> str:
 def _leave_soon(error: BaseException) -> None:
     """Notes the status that this process ends with, and ends it where it does not come to that by itself."""
     _here.status = _status(error)
-    backstop = threading.Timer(LEAVE, _exit, (_here.status,))
+    backstop = threading.Timer(LEAVE + (LINGER if _state().service else 0), _exit, (_here.status,))
     backstop.daemon = True
     backstop.start()
 

@@ -11,6 +11,9 @@ from tests import runs
 @pytest.mark.parametrize("mode", ["pjit", "pmap"])
 def test_two_processes_get_the_figures_of_one(recipe, tmp_path, mode):
     flags = [f"--config.partition.mode={mode}", "--config.phases[2].augment.mixup=0.0"]
+    # What magnifies rounding is left out: outputs between two numbers of float16, and Adam's division by small moments.
+    flags += [f"--config.phases[{number}].cache_dtype=float32" for number in range(2)]
+    flags += [f"--config.phases[{number}].optimizer=sgd" for number in range(3)]
     runs.run(recipe, tmp_path / "one", devices=1, flags=flags)
     started = runs.run(recipe, tmp_path / "two", processes=2, devices=2, flags=flags)
     for number, process in enumerate(started):
