@@ -13,7 +13,7 @@ import ctypes
 import itertools
 import json
 import math
-import multiprocessing
+import multiprocessing.util  # so that its exit handler, which waits for children, runs after ours
 import os
 import signal
 import socket

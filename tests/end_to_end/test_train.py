@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -212,6 +213,80 @@ def test_a_loss_that_is_no_number_stops_the_run(config, tmp_path):
     ):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_last_step_that_is_no_number_is_neither_saved_nor_exported(config, tmp_path):
+    """The loss of the last step is finite, since it is that before the update: its gradient, or the update, is not."""
+    config.phases = (*config.phases[:1], phase(name="blocks", train=("block7:",), steps=1, learning_rate=1e4,
+                                               factors={"block7": 1e38}))  # fmt: skip
+    with pytest.raises(RunError, match="not finite (at|after) step 11"):
+        train(config, tmp_path / "run")
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["10", "5"]
+    assert not (tmp_path / "run" / "weights").exists() and not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_data_that_changed_is_told_before_the_run_goes_on_and_after_its_end(config, tmp_path, interrupted_at, capsys):
+    config.phases = config.phases[:1]
+    interrupted_at(7, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "run")
+    interrupted_at(None, None)
+    images = Path(config.data.name)
+    moved = images / "train" / "cat" / "000.jpg"
+    kept = moved.read_bytes()
+    moved.unlink()
+    with pytest.raises(RunError, match=r"other data or weights:\n  train: 40 images before, 39 now: gone: .*000.jpg"):
+        train(config, tmp_path / "run")
+    for split in ("train", "validation", "test"):
+        (images / split / "cat").rename(images / split / "elk")
+    with pytest.raises(RunError, match="classes: new: elk; gone: cat"):
+        train(config, tmp_path / "run")
+    for split in ("train", "validation", "test"):
+        (images / split / "elk").rename(images / split / "cat")
+    moved.write_bytes(kept)
+    assert train(config, tmp_path / "run")["resumed_after_step"]
+    moved.unlink()
+    capsys.readouterr()
+    train(config, tmp_path / "run")
+    shown = capsys.readouterr().out
+    assert "warning: data or weights have changed" in shown and "is finished" in shown
+    shutil.rmtree(images)
+    train(config, tmp_path / "run")  # whose data is gone is finished all the same
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_room_is_asked_for_optimizer_and_averages_too(config, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=150_000_000))
+    config.checkpoint.keep = 5
+    config.ema = 0.0
+    variables = 13.6e6  # bytes
+    with pytest.raises(EffnetError, match=r"(\d+) MB are needed") as plain:
+        config.phases[1].train = ("all",)
+        config.phases[1].optimizer = "adam"
+        train(config, tmp_path / "run")
+    config.ema = 0.9
+    with pytest.raises(EffnetError, match=r"(\d+) MB are needed") as averaged:
+        train(config, tmp_path / "run")
+    needed = [float(re.search(r"(\d+) MB", str(error.value))[1]) * 1e6 for error in (plain, averaged)]
+    assert needed[0] == pytest.approx(3 * variables * 8, rel=0.05)  # values and two moments
+    assert needed[1] == pytest.approx(4 * variables * 8, rel=0.05)
+
+
+def test_two_runs_do_not_share_a_run_dir(config, tmp_path, interrupted_at):
+    started = []
+
+    def start_another():
+        with pytest.raises(RunError, match="in use"):
+            train(config, tmp_path / "run")
+        started.append(True)
+
+    config.phases = config.phases[:1]
+    interrupted_at(3, start_another)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Log, "draw", lambda self, **_: None)
+        train(config, tmp_path / "run")
+    assert started
 
 
 @pytest.mark.parametrize(

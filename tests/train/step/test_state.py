@@ -9,7 +9,7 @@ import pytest
 from effnet_jax.train.config import phase
 from effnet_jax.train.step.freeze import FreezePlan
 from effnet_jax.train.step.optimizers import make_optimizer
-from effnet_jax.train.step.state import TrainState, create_state, enter_phase
+from effnet_jax.train.step.state import TrainState, create_state, enter_phase, update_ema
 
 RATE = 0.01
 STEPS = 5
@@ -85,3 +85,23 @@ def test_without_keep_everything_starts_fresh():
     entered: TrainState = enter_phase(state, optimizer)
     for fresh, leaf in zip(jax.tree.leaves(optimizer.init(params)), jax.tree.leaves(entered.opt_state), strict=True):
         assert np.array_equal(fresh, leaf)
+
+
+def test_an_average_goes_on_where_a_later_phase_freezes_its_leaf():
+    """As the original's, which follow all variables: they reach what stopped moving, and equal what never moved."""
+    first = FreezePlan("lite0", ("top", "classifier"))
+    then = FreezePlan("lite0", ("classifier",), before=first)
+    params = {
+        unit: {"conv": {"kernel": jnp.full(3, value)}}
+        for unit, value in (("stem", 1.0), ("top", 2.0), ("classifier", 3.0))
+    }
+    statistics = {"top": {"bn": {"mean": jnp.zeros(3)}}}
+    averages = {"params": {**params, "top": {"conv": {"kernel": jnp.zeros(3)}}}, "batch_stats": statistics}
+    state = TrainState(jnp.int32(10_000), jnp.int32(0), params, statistics, ())
+    moved = averages
+    for _ in range(100):
+        moved = update_ema(moved, state, then, 0.9)
+    assert np.allclose(moved["params"]["top"]["conv"]["kernel"], 2.0, atol=1e-3)
+    assert np.array_equal(moved["params"]["stem"]["conv"]["kernel"], params["stem"]["conv"]["kernel"])
+    alone = update_ema(averages, state, FreezePlan("lite0", ("classifier",)), 0.9)
+    assert np.array_equal(alone["params"]["top"]["conv"]["kernel"], jnp.zeros(3))  # what no phase trained stays
