@@ -33,7 +33,7 @@ BEAT = 1.0  # seconds between two looks at the store
 SILENCE = 30.0  # without a beat a process is dead; Python code that holds its interpreter longer would seem so
 GRACE = 10.0  # what a main thread that is stuck gets, once another process failed
 LEAVE = 12.0  # after a failure, what Python's own way out of the process may take
-LINGER = 15.0  # how long the process with the store waits for the others to leave
+LINGER = 13.0  # how long the process with the store waits for the others to leave: a little longer
 HEARTBEAT = 60  # JAX's own: says that the first process's machine is cut off, when the store does not answer any more
 AGAIN = "start all processes again: they go on from the last checkpoint"
 FLAGS = "--coordinator=HOST:PORT --processes=N --process=I"

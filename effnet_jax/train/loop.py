@@ -66,6 +66,7 @@ def train(config: Any, workdir: epath.PathLike, *, devices: Sequence[jax.Device]
         except StopAsked as asked:
             save(run, standing)
             run.checkpoints.close()
+            hosts.wait("the checkpoint is written")
             step = int(standing.state.step)
             words = f"stopped by {asked.signal} after step {step}; the same command goes on from there"
             raise Stopped(asked.signal, words) from None
