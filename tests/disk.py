@@ -43,7 +43,12 @@ CALL(pread64, "read", void *, size, (int file, void *data, size_t size, off_t at
 CALL(write, "write", void *, size, (int file, const void *data, size_t size), (file, data, size))
 CALL(pwrite, "write", void *, size, (int file, const void *data, size_t size, off_t at), (file, data, size, at))
 CALL(pwrite64, "write", void *, size, (int file, const void *data, size_t size, off_t at), (file, data, size, at))
-CALL(writev, "write", void *, data->iov_len, (int file, const struct iovec *data, int count), (file, data, count))
+static size_t total(const struct iovec *data, int count) {
+  size_t size = 0;
+  while (count--) size += data[count].iov_len;
+  return size;
+}
+CALL(writev, "write", void *, total(data, count), (int file, const struct iovec *data, int count), (file, data, count))
 """
 
 

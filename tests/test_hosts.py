@@ -10,14 +10,17 @@ import sys
 import time
 from typing import NamedTuple
 
+import jax
+import numpy as np
 import pytest
 
 from effnet_jax import hosts
-from effnet_jax.errors import ConfigError, DataError
+from effnet_jax.errors import ConfigError, DataError, HostsError
 
 PREAMBLE = """
-import json, os, signal, sys, threading, time
+import json, os, signal, socket, sys, threading, time
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from effnet_jax import errors, hosts
@@ -127,6 +130,16 @@ def test_one_process_needs_nothing():
         assert raised.value is error
 
 
+def test_the_whole_of_an_array_of_one_process():
+    values = np.arange(16, dtype=np.float32).reshape(8, 2)
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.NamedSharding(mesh, jax.P("d"))
+    for array in (values, values.T, jax.device_put(values, rows), np.float32(3), jax.numpy.float32(3), 3.0):
+        whole = hosts.whole_array(array)
+        assert type(whole) is np.ndarray and whole.shape == np.shape(array)
+        np.testing.assert_array_equal(whole, np.asarray(array))
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_one_process_hears_a_signal_at_its_next_tick(number):
     before = signal.getsignal(number)
@@ -172,7 +185,7 @@ def test_an_environment_of_one_task_is_one_process(monkeypatch):
 
 def test_an_environment_of_several_tasks_is_never_several_runs(monkeypatch):
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")  # Open MPI 5 says no more
-    with pytest.raises((ConfigError, hosts.HostsError), match="--processes=1"):
+    with pytest.raises((ConfigError, HostsError), match="--processes=1"):
         hosts.join()
 
 
@@ -181,7 +194,6 @@ def test_who_does_not_come_is_told_in_time(run_hosts):
         """
     began = time.monotonic()
     if number == 2:
-        import socket
         taken = socket.create_server(("", 0))
     port = taken.getsockname()[1] if number == 2 else globals()["port"] + number
     try:
@@ -206,7 +218,7 @@ def test_processes_agree(run_hosts):
         try:
             function()
         except Exception as error:
-            return [type(error).__name__, str(error).replace(hosts.socket.gethostname(), "host")]
+            return [type(error).__name__, str(error).replace(socket.gethostname(), "host")]
 
     def agreeing(error):
         with hosts.agree("reading"):
@@ -225,6 +237,10 @@ def test_processes_agree(run_hosts):
         values = {"seed": 1, "data": {"classes": ["a", "bc"[number]], "rate": 0.1}, **({"more": 1} if number else {})}
         say("compare", error_of(lambda: hosts.compare({"config": values, "nan": float("nan")})))
         hosts.compare({"config": {"a": [1, {"b": None}]}})
+        mesh = jax.make_mesh((2,), ("d",), axis_types=(AxisType.Auto,))
+        rows = NamedSharding(mesh, PartitionSpec("d"))
+        array = jax.make_array_from_process_local_data(rows, np.full((1, 2), number, np.float32))
+        say("whole", [hosts.whole_array(one).tolist() for one in (array, jax.jit(jnp.sum)(array), np.arange(2))])
         say("large", len(hosts.gather("a", "x" * 5_000_000)[1]))
         began = time.perf_counter()
         for _ in range(10_000):
@@ -259,6 +275,7 @@ def test_processes_agree(run_hosts):
     assert kind == "HostsError" and "seed" not in message and "nan" not in message
     assert 'config.data.classes[1] is "c" on process 1 (host), but "b" on process 0 (host)' in message
     assert "config.more is 1 on process 1 (host), but absent on process 0 (host)" in message
+    assert same("whole") == [[[0, 0], [1, 1]], 2, [0, 1]]
     assert same("large") == 5_000_000
     assert max(both("tick")) < 20e-6
     assert same("end") == [0, 1]

@@ -209,7 +209,7 @@ def diverged(folder: Path) -> bool:
     """Whether a run ended at a loss that is no number: that is its result, and it is not run again."""
     log = Path(f"{folder}.log")
     lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-    return bool(lines) and lines[-1].startswith("stopped: ")
+    return bool(lines) and lines[-1].startswith("stopped: ") and "not finite" in lines[-1]
 
 
 def run_all(names: list[str], args: argparse.Namespace) -> None:

@@ -74,7 +74,7 @@ def at_end(phase: Mapping[str, Any], batch_size: int, train: Figures | None, val
 
 
 def not_finite(what: str, step: int, phase: Mapping[str, Any], saved: str) -> str:
-    """The message of a run that stops because its loss or its gradient is no number; `saved` says what is left."""
+    """The message of a run that stops because a loss or gradient is no number; `saved` says what is left, if known."""
     cures = [f"learning_rate={phase['learning_rate'] / 10:g}"]
     if phase["optimizer"] == "rmsprop" and phase["momentum"]:
         cures.append("optimizer='sgd' or 'adamw'")
@@ -82,6 +82,7 @@ def not_finite(what: str, step: int, phase: Mapping[str, Any], saved: str) -> st
     if not phase["clip_norm"]:
         cures.append("clip_norm=1.0")
     return (
-        f"the {what} is not finite at step {step} of phase {phase['name']!r}; {saved}. The learning rate is the first "
-        f"suspect: try {', '.join(cures[:-1])} or {cures[-1]}, and another --workdir, since the config differs"
+        f"the {what} is not finite at step {step} of phase {phase['name']!r}{saved and f'; {saved}'}. The learning "
+        f"rate is the first suspect: try {', '.join(cures[:-1])} or {cures[-1]}, and another --workdir, since the "
+        "config differs"
     )

@@ -12,6 +12,7 @@ from etils import epath
 
 from effnet_jax import files, hosts
 from effnet_jax.data.sources.base import Source
+from effnet_jax.train.cache.fill import sweep_caches
 from effnet_jax.train.meter import duration
 from effnet_jax.train.run import Run, Standing
 from effnet_jax.train.rundir.attempts import provenance, read_attempts
@@ -35,6 +36,7 @@ def finish_run(run: Run, standing: Standing) -> dict[str, Any]:
     run.checkpoints.close()  # a last checkpoint that could not be written is told before the run calls itself finished
     write_run_weights(folder, choices, metadata)
     run.skipped.exchange(run.sources)
+    sweep_caches(run)
     summary = summarise(run, standing)
     trouble = run.log.draw(now=True)
     with hosts.agree("the summary is written"):
@@ -63,7 +65,7 @@ def summarise(run: Run, standing: Standing) -> dict[str, Any]:
         "seconds": round(time.monotonic() - standing.began, 1),
         "resumed_after_step": after or None,
         "weights_source": dict(run.weights.source) if run.weights else None,
-        "provenance": provenance(),
+        "provenance": provenance(run.partition.mesh.size),
         "attempts": attempts,
     }
 

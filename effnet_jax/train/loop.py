@@ -14,9 +14,9 @@ from etils import epath
 
 from effnet_jax import hosts
 from effnet_jax.data.loader import prefetch
-from effnet_jax.errors import DataError, RunError, Stopped
+from effnet_jax.errors import DataError, DiskError, PathError, RunError, Stopped
 from effnet_jax.train import advice
-from effnet_jax.train.cache.fill import drop_cache, prepare_cache
+from effnet_jax.train.cache.fill import prepare_cache, sweep_caches
 from effnet_jax.train.cache.store import TrunkCache, cached_inputs
 from effnet_jax.train.evaluation import Results, evaluate
 from effnet_jax.train.finish import finish_run, finished_words
@@ -24,7 +24,7 @@ from effnet_jax.train.meter import Meter, mean
 from effnet_jax.train.phases import Phase
 from effnet_jax.train.run import Run, Standing, StopAsked
 from effnet_jax.train.rundir.export import trained_metadata
-from effnet_jax.train.rundir.progress import EVALUATING, TESTING, TRAINING, Progress
+from effnet_jax.train.rundir.progress import Progress
 from effnet_jax.train.rundir.snapshot import Snapshot
 from effnet_jax.train.screen import percent, phase_table
 from effnet_jax.train.start import check_run, open_run
@@ -70,7 +70,7 @@ def train(config: Any, workdir: epath.PathLike, *, devices: Sequence[jax.Device]
             step = int(standing.state.step)
             words = f"stopped by {asked.signal} after step {step}; the same command goes on from there"
             raise Stopped(asked.signal, words) from None
-        except (DataError, OSError):
+        except (DataError, DiskError, PathError, OSError):
             save_before_leaving(run, standing)
             raise
 
@@ -88,20 +88,23 @@ def train_phase(run: Run, phase: Phase, standing: Standing) -> None:
 
     Raises:
       RunError: a loss or gradient that is no number.
-      StopAsked: between two steps or two batches of an evaluation.
+      DataError: an image that cannot be decoded.
+      DiskError: no room for a checkpoint or a cache.
+      StopAsked: between two steps, or two batches of a fill or an evaluation.
     """
     if standing.entered < phase.number:
         state = enter_phase(standing.state, phase.optimizer, keep=phase.keys.keep_optimizer)
         standing.state, standing.entered = run.partition.place_state(state), phase.number
     step = int(standing.state.step)
-    if step == phase.end and standing.progress.doing != EVALUATING:  # a resume at the very end
+    unclosed = step in phase.epochs and bool(standing.progress.sums)  # an earlier attempt was stopped in an evaluation
+    if step == phase.end and not unclosed:  # a resume at the very end
         return
     title = f"{phase.name}, {phase.resolution}×{phase.resolution}"
     run.screen.show(phase_table(title, phase.plan.table(standing.state.params), phase.factors))
     cache = prepare_cache(run, phase, standing.state)
-    train_step = compile_step(run, phase, cache)
+    train_step = make_step(run, phase, cache)
     meter = standing.meter = Meter(phase.feed.batch_size, step)
-    if standing.progress.doing == EVALUATING:  # where an earlier attempt was stopped
+    if unclosed:
         close_epoch(run, phase, standing, cache)
     run.screen.start_bar(phase.name, phase.end - phase.start, step - phase.start)
     with contextlib.closing(training_stream(run, phase, step, cache)) as batches:
@@ -119,8 +122,8 @@ def train_phase(run: Run, phase: Phase, standing: Standing) -> None:
     run.screen.end_bar()
 
 
-def compile_step(run: Run, phase: Phase, cache: TrunkCache | None) -> TrainStep:
-    """Compiles the step of a phase: on images, or on what its trunk cache holds."""
+def make_step(run: Run, phase: Phase, cache: TrunkCache | None) -> TrainStep:
+    """The step of a phase, which is compiled at its first call: on images, or on what its trunk cache holds."""
     classes = run.model.num_classes
     step = make_train_step(
         run.model,
@@ -171,6 +174,7 @@ def record_steps(run: Run, phase: Phase, standing: Standing, *, all_of_them: boo
                 images_per_second=meter.images_per_second,
                 **values,
             )
+        standing.progress.rows = run.log.count
         figures = f"loss {values['loss']:.3f}  {meter.images_per_second:.0f} images/s"
         run.screen.advance(step - phase.start, figures)
     run.skipped.update(run.sources)
@@ -179,8 +183,8 @@ def record_steps(run: Run, phase: Phase, standing: Standing, *, all_of_them: boo
 def end_epoch(run: Run, phase: Phase, standing: Standing, cache: TrunkCache | None) -> None:
     """Saves at an epoch's end, before its evaluation, and evaluates."""
     record_steps(run, phase, standing, all_of_them=True)
-    standing.progress.doing = EVALUATING
-    if int(standing.state.step) == phase.end or run.checkpoints.due_at_epoch():
+    step = int(standing.state.step)
+    if step == phase.end or run.checkpoints.due_at_epoch(step):
         save(run, standing)
     close_epoch(run, phase, standing, cache)
 
@@ -199,7 +203,7 @@ def close_epoch(run: Run, phase: Phase, standing: Standing, cache: TrunkCache | 
         standing.state = follow_validation(run, phase, standing.state, results)
         progress.sums = {}
         progress.validation = {**progress.validation, **results}
-        progress.doing = TESTING if step == phase.end else TRAINING
+        progress.rows = run.log.count
         if "validation" in results:
             run.checkpoints.hold(snapshot(run, standing))
 
@@ -249,16 +253,18 @@ def close_phase(run: Run, phase: Phase, standing: Standing) -> None:
     known = progress.validation
     run.screen.advise(advice.at_end(phase.keys, phase.feed.batch_size, known.get("train"), known.get("validation")))
     done = {"name": phase.name, **known, **results}
-    standing.progress = Progress(phase=phase.number + 1, validation=known, results=[*progress.results, done])
+    standing.progress = Progress(
+        phase=phase.number + 1, validation=known, results=[*progress.results, done], rows=run.log.count
+    )
     save(run, standing)
-    drop_cache(run, phase)
+    sweep_caches(run)
 
 
 def save(run: Run, standing: Standing) -> None:
     """Writes a checkpoint of where the run stands; of a step that has one, only how far it is since."""
     if standing.meter is not None and len(standing.meter):
         record_steps(run, run.phases[standing.entered], standing, all_of_them=True)
-    run.log.flush()
+    run.log.flush()  # no checkpoint counts a row that a crash could lose
     run.checkpoints.save(snapshot(run, standing))
 
 
@@ -268,14 +274,15 @@ def save_before_leaving(run: Run, standing: Standing) -> None:
         return
     try:
         save(run, standing)
+        run.checkpoints.close()
         run.screen.say(f"saved after step {int(standing.state.step)}; the same command goes on from there")
     except Exception as error:  # the same disk, most likely
         run.screen.say(f"warning: not saved on leaving: {error}")
 
 
 def snapshot(run: Run, standing: Standing) -> Snapshot:
-    """What a checkpoint holds: with the number of rows and the time as they are now."""
+    """What a checkpoint holds, with the time as it is now."""
     progress, feed = standing.progress, run.phases[standing.entered].feed
-    progress.rows, progress.seconds = run.log.count, round(time.monotonic() - standing.began, 3)
+    progress.seconds = round(time.monotonic() - standing.began, 3)
     metadata = trained_metadata(run.workdir.name, run.config, run.weights, run.sources["train"], feed)
     return Snapshot(standing.state, progress, metadata)

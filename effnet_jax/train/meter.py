@@ -32,7 +32,7 @@ class Meter:
     def __len__(self) -> int:
         return len(self._pending)
 
-    def collect(self, sums: dict[str, float], *, wait: bool = True) -> list[tuple[int, dict[str, float]]]:
+    def collect(self, sums: dict[str, float], *, wait: bool = True) -> Iterator[tuple[int, dict[str, float]]]:
         """Brings waiting metrics to the host, in one go, and adds them to an epoch's sums.
 
         Args:
@@ -40,22 +40,21 @@ class Meter:
             number.
           wait: whether for the newest steps too. Where not, the devices go on with them meanwhile.
 
-        Returns:
-          (step, metrics) of each step, the last one that of a loss that is no number where there is one.
+        Yields:
+          (step, metrics) of each step, the last one that of a loss that is no number where there is one. A step counts
+          as collected once its reader asks for the next: where writing it down failed, it comes again.
         """
         count = len(self._pending) if wait else max(len(self._pending) - _LAG, 0)
-        fetched, self._pending = self._pending[:count], self._pending[count:]
-        rows = []
-        for step, metrics in jax.device_get(fetched):
+        self._collected = self._pending[count - 1][0] if count else self._collected
+        for step, metrics in jax.device_get(self._pending[:count]):
             values = {key: float(value) for key, value in metrics.items()}
-            rows.append((step, values))
-            self._collected = step
+            yield step, values
+            self._pending.pop(0)
             if not math.isfinite(values["loss"]):
                 break
             for key in ("loss", "accuracy"):
                 sums[key] = sums.get(key, 0.0) + values[key]
             sums["steps"] = sums.get("steps", 0) + 1
-        return rows
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:

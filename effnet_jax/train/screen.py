@@ -1,5 +1,8 @@
 """What a run tells its reader: lines, the table of a phase, a progress bar. Files are the log's business."""
 
+import contextlib
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,17 +13,26 @@ from rich.table import Table
 from effnet_jax.train.meter import Meter
 
 
+class _Console(Console):
+    """A console whose reader may go away, as `head` does: that is no reason to end a run."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
+
+
 class Screen:
     """The console of a run. On processes other than the first it is silent."""
 
     def __init__(self, *, active: bool = True) -> None:
         self._active = active
-        self._console = Console(quiet=not active, highlight=False, soft_wrap=True)
+        self._console = _Console(quiet=not active, highlight=False, soft_wrap=True)
         self._bar: Progress | None = None
 
     def say(self, text: str) -> None:
         """Prints a line, above the progress bar where there is one."""
-        self._console.print(text, markup=False)
+        with contextlib.suppress(OSError):  # such as the full disk of a log that it is redirected to
+            self._console.print(text, markup=False)
 
     def advise(self, sentences: Sequence[str]) -> None:
         """Prints advice."""
@@ -29,7 +41,8 @@ class Screen:
 
     def show(self, table: Table) -> None:
         """Prints a table."""
-        self._console.print(table)
+        with contextlib.suppress(OSError):
+            self._console.print(table)
 
     def end_epoch(
         self, phase: str, epoch: tuple[int, int], results: Mapping[str, Mapping[str, float]], meter: Meter, end: int

@@ -31,6 +31,7 @@ from effnet_jax.train.rundir.progress import Progress
 from effnet_jax.train.rundir.skipped import SkippedImages
 from effnet_jax.train.rundir.workdir import check_workdir, claim_workdir
 from effnet_jax.train.screen import Screen
+from effnet_jax.train.step.optimizers import observe
 from effnet_jax.train.step.partition import Partition, make_partition
 from effnet_jax.train.step.state import TrainState, create_state
 from effnet_jax.train.step.steps import make_eval_step
@@ -194,12 +195,14 @@ def open_run(checked: Checked, stack: contextlib.ExitStack) -> tuple[Run, Standi
     claim = stack.enter_context(claim_workdir(workdir, config))
     stop = stack.enter_context(hosts.stop_signals())
     with hosts.agree("checkpoints are opened"):
-        checkpoints = Checkpoints(workdir, claim=claim, **config.checkpoint)
+        checkpoints = Checkpoints(workdir, claim=claim, tell=screen.say, **config.checkpoint)
     stack.callback(checkpoints.close)
+    stack.callback(screen.end_bar)
     restored = checkpoints.restore(state_at, screen.say)
     if restored:
         state, saved, progress = restored
         standing = Standing(checked.partition.place_state(state), progress, saved.phase, began - progress.seconds)
+        standing.state = catch_up(phases[saved.phase], standing.state, saved, progress)
         origin = f"resumed after step {int(state.step)}"
     else:
         with hosts.agree("weights are read"):
@@ -215,7 +218,8 @@ def open_run(checked: Checked, stack: contextlib.ExitStack) -> tuple[Run, Standi
     if hosts.is_first():
         if read_identity(workdir) is None:
             files.write_json(workdir / DATA, checked.identity)
-        add_attempt(workdir, after_step=int(standing.state.step), config_differences=list(checked.notes))
+        devices = checked.partition.mesh.size
+        add_attempt(workdir, devices=devices, after_step=int(standing.state.step), notes=list(checked.notes))
     for line in _opening_words(checked, origin):
         screen.say(line)
 
@@ -236,6 +240,21 @@ def open_run(checked: Checked, stack: contextlib.ExitStack) -> tuple[Run, Standi
     )
     skipped.update(sources)
     return run, standing
+
+
+def catch_up(phase: Phase, state: TrainState, saved: Progress, since: Progress) -> TrainState:
+    """Shows a plateau schedule the evaluation that came after the checkpoint of its step, which has no second one.
+
+    Args:
+      phase: of the checkpoint.
+      state: of the checkpoint, on the devices.
+      saved: the progress that it was saved with.
+      since: the progress since then that took no step.
+    """
+    evaluated = bool(saved.sums) and not since.sums and int(state.step) in phase.evaluations
+    if not evaluated or since.phase != saved.phase or phase.keys.schedule != "plateau":
+        return state
+    return state.replace(opt_state=observe(phase.keys, state.opt_state, since.validation["validation"]["loss"]))
 
 
 def _state_shapes(model: Any, phase: Phase, *, ema: bool) -> TrainState:
@@ -278,6 +297,7 @@ def _open_log(checked: Checked, standing: Standing) -> Log:
 
     title = f"EfficientNet {checked.config.variant} on {epath.Path(checked.config.data.name).name}"
     kept = rows() if hosts.is_first() else []
+    standing.progress.rows = len(kept)
     return Log(checked.workdir, kept, active=hosts.is_first(), title=title)
 
 

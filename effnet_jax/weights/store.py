@@ -13,7 +13,6 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 
 from effnet_jax import files, hosts
 from effnet_jax.errors import WeightsError
@@ -230,10 +229,9 @@ def _check_shapes(found: Mapping[str, tuple[int, ...]], metadata: Metadata, wher
 
 
 def _to_host(leaf: Any) -> np.ndarray:
-    """Returns the whole of an array, however it is sharded, on this host."""
-    if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
-        leaf = multihost_utils.process_allgather(leaf, tiled=True)
-    return np.ascontiguousarray(leaf).reshape(np.shape(leaf))
+    """Returns the whole of an array on this host, in C order."""
+    whole = hosts.whole_array(leaf)
+    return np.ascontiguousarray(whole).reshape(whole.shape)  # which has made a scalar a vector
 
 
 def _checksum(leaf: np.ndarray) -> str:

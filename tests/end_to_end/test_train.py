@@ -120,13 +120,13 @@ def test_a_run_leaves_figures_curves_and_weights(config, tmp_path, weights, caps
 
 @pytest.fixture
 def interrupted_at(monkeypatch):
-    """A function that makes something happen when a run records its step n; None: nothing any more."""
+    """A function that makes something happen when a run records a row of step n; None: nothing any more."""
     record = Log.record
 
-    def plan(step, act):
+    def plan(step, act, split="step"):
         def patched(self, **row):
             record(self, **row)
-            if row["split"] == "step" and row["step"] == step:
+            if row["split"] == split and row["step"] == step:
                 act()
 
         monkeypatch.setattr(Log, "record", record if step is None else patched)
@@ -160,13 +160,14 @@ def test_a_stopped_run_goes_on_as_if_it_never_stopped(config, tmp_path, interrup
         assert same_weights(stopped / name, tmp_path / "whole" / name)
 
 
-@pytest.mark.slow
-def test_a_plateau_goes_on_after_a_stop(config, tmp_path, interrupted_at, capsys):
+# In the middle of an epoch; and when the evaluation of step 10 is just done, whose checkpoint was saved before it.
+@pytest.mark.parametrize(("step", "split"), [pytest.param(13, "step", marks=pytest.mark.slow), (10, "validation")])
+def test_a_plateau_goes_on_after_a_stop(config, tmp_path, interrupted_at, capsys, step, split):
     config.phases = (  # a rate that moves nothing: no loss is lower than the first
         phase(name="head", epochs=4, schedule="plateau", plateau_factor=0.5, plateau_patience=1, learning_rate=1e-9,
               warmup=0.4),
     )  # fmt: skip
-    interrupted_at(13, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    interrupted_at(step, lambda: os.kill(os.getpid(), signal.SIGTERM), split)
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path / "run")
     interrupted_at(None, None)
@@ -177,6 +178,36 @@ def test_a_plateau_goes_on_after_a_stop(config, tmp_path, interrupted_at, capsys
     epochs = [row["learning_rate"] * 1e9 for row in rows(tmp_path / "run") if row["split"] == "train"]
     assert epochs == pytest.approx([1.0, 1.0, 0.5, 0.25])
     assert "the learning rate falls to 5e-10" in capsys.readouterr().out
+
+
+def test_errors_anywhere_at_an_epochs_end_leave_each_row_once(config, tmp_path, interrupted_at):
+    """Such as a disk that is full for the log: what can be saved is, and what was not evaluated is evaluated again."""
+    config.phases = config.phases[:1]
+    whole = train(config, tmp_path / "whole")
+
+    def fail():
+        raise OSError("a disk that fails")
+
+    for step, split in ((5, "step"), (5, "train"), (10, "validation_ema"), (10, "test")):
+        interrupted_at(step, fail, split)
+        with pytest.raises(OSError, match="a disk that fails"):
+            train(config, tmp_path / "run")
+    interrupted_at(None, None)
+    summary = train(config, tmp_path / "run")
+    found, wanted = rows(tmp_path / "run"), rows(tmp_path / "whole")
+    assert [(row["step"], row["split"]) for row in found] == [(row["step"], row["split"]) for row in wanted]
+    assert found == wanted and summary["phases"] == whole["phases"]
+
+
+def test_a_reader_that_goes_away_ends_no_run(config, tmp_path):
+    script = (
+        "import json, sys\nfrom effnet_jax.train.loop import train\ntrain(json.load(open(sys.argv[1])), sys.argv[2])\n"
+    )
+    config.phases = config.phases[:1]
+    (tmp_path / "config.json").write_text(config.to_json())
+    command = f"{sys.executable} -c '{script}' {tmp_path / 'config.json'} {tmp_path / 'run'} | head -3"
+    subprocess.run(command, shell=True, check=True, stdout=subprocess.DEVNULL)
+    assert (tmp_path / "run" / "summary.json").exists()
 
 
 def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(config, tmp_path, interrupted_at, capsys):

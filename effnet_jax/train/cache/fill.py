@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
+import re
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -23,10 +24,10 @@ from effnet_jax.train.cache.store import TrunkCache, open_cache
 from effnet_jax.train.meter import duration
 from effnet_jax.train.phases import Phase
 from effnet_jax.train.run import Run, StopAsked
-from effnet_jax.train.step.partition import make_partition
 from effnet_jax.train.step.state import TrainState, Variables
 from effnet_jax.train.step.steps import PURPOSE_AUGMENT, Batch, example_keys
 
+_CACHE_NAME = re.compile(r"trunk_cache_(\d+)(_\d+)?")  # process and phase; earlier versions had one for all phases
 _SECONDS_TO_ESTIMATE = 5.0
 _ROWS_BETWEEN_RECORDS = 4096
 
@@ -53,6 +54,7 @@ def prepare_cache(run: Run, phase: Phase, state: TrainState) -> TrunkCache | Non
     """
     if phase.cache is None:
         return None
+    sweep_caches(run, phase)  # a kill may have come before those of finished phases were gone
     plan = phase.cache
     trunk = trunk_hash(plan, state.variables)
     if state.ema is not None and trunk_hash(plan, state.ema) != trunk:
@@ -87,26 +89,33 @@ def _about(run: Run, phase: Phase) -> dict[str, Any]:
 
 
 def cache_folder(run: Run, phase: Phase) -> Path | None:
-    """Where this process keeps the cache of a phase on disk: in the run dir, or in `cache_dir` under the run's name."""
+    """Where this process keeps the cache of a phase on disk; None for one in memory, or none."""
     if phase.cache is None or phase.cache.place != "disk":
         return None
-    name = f"trunk_cache_{hosts.index()}_{phase.number}"
+    return _cache_parent(run) / f"trunk_cache_{hosts.index()}_{phase.number}"
+
+
+def _cache_parent(run: Run) -> Path:
+    """The run dir, or a folder in `cache_dir` of the run's own."""
     if not run.config.cache_dir:
-        return Path(run.workdir) / name
-    workdir = os.fspath(files.absolute(run.workdir))
-    own = f"{run.workdir.name}-{hashlib.sha256(workdir.encode()).hexdigest()[:8]}"
-    return Path(files.as_path(run.config.cache_dir)) / own / name
+        return Path(run.workdir)
+    place = os.fspath(files.absolute(run.workdir))
+    own = f"{run.workdir.name}-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
+    return Path(files.as_path(run.config.cache_dir)) / own
 
 
-def drop_cache(run: Run, phase: Phase) -> None:
-    """Deletes the cache of a finished phase on disk, if there is one, and what is empty without it."""
-    folder = cache_folder(run, phase)
-    if folder is None:
-        return
-    files.remove(folder)
-    files.remove(folder.with_name(f"trunk_cache_{hosts.index()}"))  # of earlier versions: one name for all phases
-    if run.config.cache_dir and folder.parent.is_dir() and not any(folder.parent.iterdir()):
-        files.remove(folder.parent)
+def sweep_caches(run: Run, phase: Phase | None = None) -> None:
+    """Deletes this process's caches on disk but that of a phase, and what processes left that a run had more of."""
+    kept = cache_folder(run, phase) if phase else None
+    for parent in {_cache_parent(run), Path(run.workdir)} if files.is_local(run.workdir) else {_cache_parent(run)}:
+        for name in files.visible(parent):
+            match = _CACHE_NAME.fullmatch(name)
+            gone = match and hosts.is_first() and int(match[1]) >= hosts.count()
+            if match and parent / name != kept and (gone or int(match[1]) == hosts.index()):
+                files.remove(parent / name)
+    own = _cache_parent(run)
+    if run.config.cache_dir and own.is_dir() and not any(own.iterdir()):
+        files.remove(own)
 
 
 def _run_fill(run: Run, cache: TrunkCache, fill: Generator[int]) -> None:
@@ -154,11 +163,12 @@ def fill_cache(run: Run, phase: Phase, state: TrainState, cache: TrunkCache) -> 
       RunError: an output that the cache's type cannot hold.
     """
     model, plan, feed = run.model, cache.plan, phase.feed
-    devices = make_partition("pjit", jax.local_devices())
+    devices = run.partition.local()
     augment = phase.make_augment(model.num_classes)
     # The weights as this process holds them: the arrays of a run of several processes belong to all.
     trunk = devices.place_state(jax.tree.map(np.asarray, trunk_variables(plan, state.variables)))
-    batch_size = feed.eval_batch_size // hosts.count()
+    share = devices.mesh.size
+    batch_size = max(feed.eval_batch_size // hosts.count() // share, 1) * share
 
     def outputs(trunk: Variables, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         result: Any = model.apply(trunk, images, last=plan.cut, method="run")

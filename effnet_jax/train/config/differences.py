@@ -7,12 +7,11 @@ from typing import Any
 
 from effnet_jax.train.config.defaults import PHASE_DEFAULTS, default_config, flat, plain
 
-# Keys that change no number that a run has come to: where its files lie, what time and memory it takes, and whether it
-# goes on without a damaged image, which ended it. Whether other files are the same weights and data is judged by their
-# contents (`rundir.identity`).
-_NEUTRAL = re.compile(
-    r"weights|cache_dir|log_every|checkpoint\..*|data\.(name|data_dir|workers|cache_gib|on_bad_image)"
-)
+# Keys that change no number that a run has come to: what time and memory it takes, what it writes when and where, and
+# whether it goes on without a damaged image, which ended it.
+_NEUTRAL = re.compile(r"cache_dir|log_every|checkpoint\..*|data\.(workers|cache_gib|on_bad_image)")
+# Where data and weights lie: whether they are the same is judged by their contents, where the run dir knows these.
+_PLACES = re.compile(r"weights|data\.(name|data_dir)")
 
 
 def difference(old: Any, new: Any) -> list[str]:
@@ -30,7 +29,9 @@ def difference(old: Any, new: Any) -> list[str]:
     return lines
 
 
-def compare_configs(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+def compare_configs(
+    old: Mapping[str, Any], new: Mapping[str, Any], *, places_differ: bool = True
+) -> tuple[list[str], list[str]]:
     """Compares the config of a run's first attempt with that of another one.
 
     A key that the old one lacks, since a later version of this package added it, has its default there.
@@ -38,12 +39,14 @@ def compare_configs(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[lis
     Args:
       old: as `config.json` has it.
       new: likewise, of this attempt.
+      places_differ: whether data and weights may lie elsewhere than before.
 
     Returns:
       The differences that change numbers, and those that change none, one line for each key.
     """
     lines = difference(with_defaults(old), new)
-    neutral = [line for line in lines if _NEUTRAL.fullmatch(line.partition(": ")[0])]
+    kinds = (_NEUTRAL, _PLACES) if places_differ else (_NEUTRAL,)
+    neutral = [line for line in lines if any(kind.fullmatch(line.partition(": ")[0]) for kind in kinds)]
     return [line for line in lines if line not in neutral], neutral
 
 

@@ -1,5 +1,6 @@
 """`attempts.jsonl`: what each attempt at a run ran on. A line is added at each start, and never changed."""
 
+import contextlib
 import datetime
 import json
 import os
@@ -17,25 +18,30 @@ from effnet_jax.weights.metadata import current_versions
 ATTEMPTS = "attempts.jsonl"
 
 
-def add_attempt(folder: epath.Path, **about: Any) -> None:
+def add_attempt(folder: epath.Path, *, devices: int, **about: Any) -> None:
     """Adds a line for this attempt.
 
     Args:
       folder: the run dir.
+      devices: that it trains on.
       about: what else belongs into it, such as the step that it begins after.
     """
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     log = files.Lines(folder / ATTEMPTS)
-    log.append(files.to_json_text({"started": started, **about, **provenance()}))
+    log.append(files.to_json_text({"started": started, **about, **provenance(devices)}))
     log.close()
 
 
 def read_attempts(folder: epath.Path) -> list[dict[str, Any]]:
     """Returns the attempts so far, in order; none for a run of a version that did not write them."""
-    return [json.loads(line) for line in files.read_lines(folder / ATTEMPTS)]
+    attempts = []
+    for line in files.read_lines(folder / ATTEMPTS):
+        with contextlib.suppress(ValueError):  # what a crash of the machine left of a line
+            attempts.append(json.loads(line))
+    return attempts
 
 
-def provenance() -> dict[str, Any]:
+def provenance(devices: int | None = None) -> dict[str, Any]:
     """Returns where figures come from: versions, commit of the code (where it is a git checkout), machine."""
     return {
         "versions": current_versions(),
@@ -44,7 +50,7 @@ def provenance() -> dict[str, Any]:
             "system": platform.platform(),
             "cpus": os.cpu_count(),
             "device": jax.devices()[0].device_kind,
-            "devices": jax.device_count(),
+            "devices": devices or jax.device_count(),
             "processes": hosts.count(),
         },
     }

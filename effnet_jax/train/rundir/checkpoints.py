@@ -22,7 +22,14 @@ from orbax.checkpoint.checkpoint_managers import PolicyCheckpointInfo as Info
 
 from effnet_jax import files, hosts, locks
 from effnet_jax.errors import DiskError, PathError, RunError
-from effnet_jax.train.rundir.progress import Progress, drop_progress, read_progress, write_progress
+from effnet_jax.train.rundir.progress import (
+    Progress,
+    drop_progress,
+    make_progress,
+    read_progress,
+    sealed,
+    write_progress,
+)
 from effnet_jax.train.rundir.snapshot import (
     RECORD,
     STATE,
@@ -30,6 +37,7 @@ from effnet_jax.train.rundir.snapshot import (
     Leaves,
     NotFinite,
     Snapshot,
+    checksums,
     copied,
     matched,
     nested,
@@ -50,6 +58,7 @@ class Checkpoints:
         workdir: epath.Path,
         *,
         claim: locks.Claim | None = None,
+        tell: Callable[[str], None] = print,
         keep: int = 2,
         minutes: float = 10.0,
         steps: int = 0,
@@ -59,6 +68,7 @@ class Checkpoints:
         Args:
           workdir: the run dir.
           claim: on the run dir, which is checked before each save.
+          tell: shows a message.
           keep: how many of the newest stay.
           minutes: between two of them.
           steps: one at each multiple of so many steps besides; 0: none.
@@ -66,29 +76,45 @@ class Checkpoints:
         logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells every step of every save
         self.folder = workdir / CHECKPOINTS
         self.accuracies: Mapping[int, float] = {}  # validation accuracy by step, for the best; the log's
-        self._workdir, self._claim = workdir, claim or locks.Claim()
+        self._workdir, self._claim, self._tell = workdir, claim or locks.Claim(), tell
         self._seconds, self._steps = 60 * minutes, steps
         self._saved_at = time.monotonic()
+        self._latest: int | None = None  # that is whole, as far as this process knows
+        self._writing: int | None = None  # that is being written, beside the training
         self._held: tuple[int, Leaves, dict[str, Any]] | None = None  # the best state, not saved yet
         self._closed = False
-        self._manager = _open_manager(self.folder, _Preserved(keep, self)) if hosts.is_first() else None
+        self._preserved = _Preserved(keep, self)
+        self._manager = _open_manager(self.folder, self._preserved) if hosts.is_first() else None
 
     def saved_steps(self) -> list[int]:
         """Returns the steps of all checkpoints, on the process that writes them; elsewhere none."""
         return sorted(self._manager.all_steps()) if self._manager else []
 
+    def last_good(self) -> str:
+        """Says what a run that cannot go on can go back to; nothing on a process that does not know it."""
+        if self._latest is not None:
+            return f"the last good checkpoint is step {self._latest}"
+        return "no checkpoint was saved yet" if self._manager else ""
+
     # ---- when
 
     def due(self, step: int) -> bool:
-        """Whether it is time for a checkpoint within an epoch, on the process that writes them."""
+        """Whether it is time for a checkpoint, on the process that writes them.
+
+        Raises:
+          DiskError: the disk was full when the last one was written, beside the training.
+        """
         if self._manager is None:
             return False
+        if self._writing is not None and not self._manager.is_saving_in_progress():
+            self._settle()
         waited = time.monotonic() - self._saved_at
         return bool(self._steps and step % self._steps == 0) or (self._seconds > 0 and waited >= self._seconds)
 
-    def due_at_epoch(self) -> bool:
+    def due_at_epoch(self, step: int) -> bool:
         """Whether an epoch's end is worth a checkpoint: not where epochs take seconds."""
-        return self._manager is not None and time.monotonic() - self._saved_at >= self._seconds / 10
+        waited = time.monotonic() - self._saved_at
+        return self.due(step) or (self._manager is not None and waited >= self._seconds / 10)
 
     # ---- saving
 
@@ -98,22 +124,22 @@ class Checkpoints:
         Of a step that is saved already, only the progress is written.
 
         Raises:
-          DiskError: the disk is full.
+          DiskError: the disk is full, or was when the one before was written.
           RunError: a value of the state is not finite.
         """
         if self._manager is None:
             return
+        self._settle()
         step = int(snapshot.state.step)
         if step in self._manager.all_steps():
             write_progress(self._workdir, step, snapshot.progress)
             return
-        if self._held and self._held[0] < step:
-            self._write(*self._held)
-        self._held = None
-        self._write(*self._copied(snapshot))
+        newest = self._copied(snapshot)
+        self._write_held(before=step, room=2 * _bytes(newest[1]))
+        self._write(*newest)
 
     def hold(self, snapshot: Snapshot) -> None:
-        """Keeps a copy of the best state so far, to be written before the next checkpoint.
+        """Keeps a copy of the best state so far in the host's memory, to be written before the next checkpoint.
 
         So the best is there to be exported, and epochs of seconds do not write the model each time.
         """
@@ -129,26 +155,69 @@ class Checkpoints:
         except NotFinite as error:
             raise RunError(f"{error}, so it is not saved: {self.last_good()}") from None
 
-    def last_good(self) -> str:
-        """Says what a run that cannot go on can go back to."""
-        latest = self._manager.latest_step() if self._manager else None
-        return f"the last good checkpoint is step {latest}" if latest is not None else "no checkpoint was saved yet"
+    def _write_held(self, before: int, room: int) -> None:
+        """Writes the best state, which is older; what goes wrong with it must not keep the newest one from the disk."""
+        held, self._held = self._held, None
+        if held is None or held[0] >= before:
+            return
+        try:
+            files.check_space(self.folder, room, "the best checkpoint and the newest")
+            self._write(*held)
+            self._settle()
+        except (DiskError, OSError, PathError) as error:
+            self._tell(f"warning: the best state so far, of step {held[0]}, is not saved: {error}")
 
     def _write(self, step: int, leaves: Leaves, record: dict[str, Any]) -> None:
         assert self._manager is not None
         self._claim.check()
-        files.check_space(self.folder, sum(leaf.nbytes for leaf in leaves.values()), "a checkpoint")
+        files.check_space(self.folder, _bytes(leaves), "a checkpoint")
+        record = sealed({**record, "checksums": checksums(leaves)})
         args = ocp.args.Composite(state=ocp.args.PyTreeSave(nested(leaves)), record=ocp.args.JsonSave(record))
-        with _full_disk_told(self.folder):
+        self._writing = step
+        with self._failure_told(step):
             self._manager.save(step, args=args)
-        self._saved_at = time.monotonic()
+            self._saved_at = time.monotonic()
+
+    def _settle(self) -> None:
+        """Waits until the last checkpoint is written, so that it counts; its errors come out here."""
+        if self._manager is None or self._writing is None:
+            return
+        step = self._writing
+        with self._failure_told(step):
+            self._manager.wait_until_finished()
+            self._latest, self._writing = step, None
+
+    @contextlib.contextmanager
+    def _failure_told(self, step: int) -> Iterator[None]:
+        """A full disk ends the run; a bucket that does not answer is tried again with the next checkpoint."""
+        try:
+            yield
+        except Exception as error:  # of orbax, tensorstore, gcsfs, or of the threads that write
+            self._reopen()
+            self._saved_at = time.monotonic() - self._seconds  # due again
+            if files.full_disk(error):
+                raise DiskError(
+                    f"no space left on the disk for checkpoint {step} in {self.folder}: free some, and start again"
+                ) from error
+            if files.is_local(self.folder):
+                raise
+            self._tell(f"warning: checkpoint {step} was not written and is tried again: {one_line(error)}")
+
+    def _reopen(self) -> None:
+        """Opens orbax's manager anew: one that failed to write raises the same error at every save after."""
+        assert self._manager is not None
+        self._writing = None
+        with contextlib.suppress(Exception):
+            self._manager.close()
+        self._manager = _open_manager(self.folder, self._preserved)
 
     def close(self) -> None:
         """Waits until everything is written. Raises DiskError where it could not be."""
         if self._manager is not None and not self._closed:
             self._closed = True
-            with _full_disk_told(self.folder):
-                self._manager.wait_until_finished()
+            try:
+                self._settle()
+            finally:
                 self._manager.close()
 
     # ---- restoring
@@ -178,13 +247,14 @@ class Checkpoints:
                 damaged.append(step)
                 continue
             self._set_aside(damaged)
-            progress = Progress(**record["progress"])
+            self._latest = step
+            progress = make_progress(record["progress"])
             if self._manager:
                 drop_progress(self._workdir, unless=step)  # of a checkpoint that is damaged: its figures come again
             with hosts.agree("the checkpoint fits the run"):
                 state = matched(leaves, shapes(progress), f"checkpoint {step} of {self.folder}")
             since = hosts.on_first("progress", functools.partial(self._since, step))
-            return state, progress, Progress(**since) if since else progress
+            return state, progress, make_progress(since) if since else progress
         if steps:
             raise RunError(
                 f"all {len(steps)} checkpoints in {self.folder} are damaged (see above): "
@@ -208,10 +278,14 @@ class Checkpoints:
                 reason = str(damage)
         reasons = hosts.gather("damage of a checkpoint", reason)
         for process, text in enumerate(reasons):
-            if text:
-                where = f" on process {process}" if hosts.count() > 1 else ""
-                tell(f"checkpoint {step} is damaged{where} and is passed over: {text}")
-        return next(filter(None, reasons), ""), record, leaves
+            if text and not reasons[0]:
+                raise RunError(
+                    f"process 0 reads checkpoint {step} of {self.folder}, and process {process} does not ({text}): the "
+                    "run dir must be one folder for all processes, on a shared disk or in a bucket"
+                )
+        if reasons[0]:
+            tell(f"checkpoint {step} is damaged and is passed over: {reasons[0]}")
+        return reasons[0], record, leaves
 
     def _set_aside(self, steps: Sequence[int]) -> None:
         """Moves damaged checkpoints out of the way of the steps that are written again, without deleting anything."""
@@ -226,8 +300,15 @@ class Checkpoints:
 
 
 def list_steps(workdir: epath.Path) -> list[int]:
-    """Returns the steps of a run dir's checkpoints, sorted; what is half-written has another name."""
-    return sorted(int(name) for name in files.visible(workdir / CHECKPOINTS) if name.isdigit())
+    """Returns the steps of a run dir's checkpoints that are whole, sorted.
+
+    What is half-written has another name, or in a bucket no file that says that it is whole.
+    """
+    folder = workdir / CHECKPOINTS
+    names = [name for name in files.visible(folder) if name.isdigit()]
+    if not files.is_local(folder):
+        names = [name for name in names if (folder / name / "commit_success.txt").exists()]
+    return sorted(map(int, names))
 
 
 def best_step(steps: Sequence[int], accuracies: Mapping[int, float]) -> int | None:
@@ -276,11 +357,5 @@ def _check_bucket(folder: epath.Path) -> None:
         ) from error
 
 
-@contextlib.contextmanager
-def _full_disk_told(folder: epath.Path) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # the writing goes on in threads, and their errors come out here
-        if not files.full_disk(error):
-            raise
-        raise DiskError(f"no space left on the disk for a checkpoint in {folder}: free some, and go on") from error
+def _bytes(leaves: Leaves) -> int:
+    return sum(leaf.nbytes for leaf in leaves.values())

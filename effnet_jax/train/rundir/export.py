@@ -1,7 +1,7 @@
 """The weights of a run: what their use asks for, and where they came from."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
@@ -51,23 +51,17 @@ def trained_metadata(
     )
 
 
-def write_run_weights(folder: epath.Path, choices: Mapping[str, Any], metadata: Metadata) -> Sequence[epath.Path]:
+def write_run_weights(folder: epath.Path, choices: Mapping[str, Any], metadata: Metadata) -> None:
     """Writes weights dirs of a run, in place of those that a stopped attempt left.
 
     Args:
       folder: the run dir.
       choices: {`WEIGHTS` or `WEIGHTS_EMA`: variables}.
       metadata: of the weights.
-
-    Returns:
-      Their paths.
     """
-    paths = []
     for name, variables in choices.items():
         path = folder / name
         with hosts.agree("room for weights is made"):
             if hosts.is_first():
                 files.remove(path)
         write_weights(path, variables, dataclasses.replace(metadata, ema=name == WEIGHTS_EMA))
-        paths.append(path)
-    return paths

@@ -1,6 +1,7 @@
 """`data.json`: which data and weights a run began with, so that an attempt with others is told what differs."""
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,14 +9,15 @@ import numpy as np
 from etils import epath
 
 from effnet_jax import files
-from effnet_jax.data.sources.base import ArraySource, Source
+from effnet_jax.data.sources.base import ArraySource, Source, expand
+from effnet_jax.errors import DataError, RunError
 from effnet_jax.weights.metadata import Metadata
 
 DATA = "data.json"
 
 _LISTED = 10_000  # names of images of a split, so that a difference can name them
 _SHOWN = 3
-_SAMPLES = 64  # images of an array that are hashed
+_SAMPLES = 16  # images that are hashed
 _SHORT = 16  # hex digits of a hash
 
 
@@ -35,16 +37,28 @@ def describe_run(sources: Mapping[str, Source], root: str, weights: Metadata | N
 
 
 def _describe(source: Source, root: str) -> dict[str, Any]:
-    names = [source.example_id(index).removeprefix(root).lstrip("/") for index in range(len(source))]
-    result: dict[str, Any] = {"images": len(source), "names": hash_of(names)}
+    root = os.path.join(expand(root), "")
+    names = [source.example_id(index).removeprefix(root) for index in range(len(source))]
+    result: dict[str, Any] = {"images": len(source), "names": hash_of(names), "sample": _sample(source)}
     if source.labels is not None:
         result["labels"] = hashlib.sha256(np.asarray(source.labels, "<i4").tobytes()).hexdigest()[:_SHORT]
-    if isinstance(source, ArraySource):  # its images have no names that tell them apart
-        rows = np.linspace(0, len(source) - 1, min(_SAMPLES, len(source))).astype(int)
-        result["pixels"] = hashlib.sha256(source.images[rows].tobytes()).hexdigest()[:_SHORT]
     if len(names) <= _LISTED:
         result["listed"] = names
     return result
+
+
+def _sample(source: Source) -> str:
+    """A hash of some images: arrays and prepared sets have no names that tell their images apart."""
+    digest = hashlib.sha256()
+    for index in np.linspace(0, len(source) - 1, min(_SAMPLES, len(source))).astype(int):
+        if isinstance(source, ArraySource):
+            digest.update(source.images[index].tobytes())
+            continue
+        try:
+            digest.update(source.encoded(int(index))[0])
+        except DataError as error:  # a bad image is what it is, and may be skipped
+            digest.update(str(error).encode())
+    return digest.hexdigest()[:_SHORT]
 
 
 def hash_of(value: Any) -> str:
@@ -62,11 +76,17 @@ def without_names(described: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_identity(workdir: epath.Path) -> dict[str, Any] | None:
-    """Returns what a run dir says about its data; None where it is of a version that wrote nothing, or is damaged."""
+    """Returns what a run dir says about its data and weights; None where it is of a version that wrote nothing.
+
+    Raises:
+      RunError: it is damaged.
+    """
     try:
         return files.read_json(workdir / DATA)
-    except ValueError:
-        return None
+    except ValueError as error:
+        raise RunError(
+            f"{error}: where data and weights are those that the run began with, delete the file and start again"
+        ) from None
 
 
 def identity_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -96,7 +116,7 @@ def _split_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
         if "listed" in before and "listed" in after:
             return f"{counts}: {_named_changes(before['listed'], after['listed'])}"
         return counts if before["images"] != after["images"] else f"{counts}, with other names"
-    for key, what in (("labels", "other labels"), ("pixels", "other pixels")):
+    for key, what in (("labels", "other labels"), ("sample", "other images under the same names")):
         if before.get(key) != after.get(key):
             return what
     return ""

@@ -54,12 +54,12 @@ class Log:
 
     def record(self, **row: Any) -> None:
         """Writes a row to `metrics.jsonl`, and its figures to TensorBoard under the name of its split."""
-        self.count += 1
+        if self._active:
+            self._events.append(_event_of(row))  # made anew from the rows at the next start
+            self._metrics.append(files.to_json_text(row))
+        self.count += 1  # a row that could not be written is none
         if row["split"] == "validation":
             self.accuracies[row["step"]] = row["accuracy"]
-        if self._active:
-            self._metrics.append(files.to_json_text(row))
-            self._events.append(_event_of(row))
 
     def flush(self) -> None:
         """Brings the rows to the disk or the bucket, so that no checkpoint counts a row that a crash could lose."""
@@ -76,8 +76,8 @@ class Log:
         if not self._active or not (now or time.monotonic() - self._drawn > _SECONDS_BETWEEN_DRAWINGS):
             return None
         self._drawn = time.monotonic()
-        self._metrics.flush()
         try:
+            self._metrics.flush()
             draw_curves(read_rows(self._folder), self._folder / CURVES, title=self._title)
         except Exception as error:  # whatever a plotting library raises, a full disk too
             return f"{CURVES} was not drawn: {type(error).__name__}: {error}"
@@ -91,8 +91,14 @@ class Log:
 
 
 def read_rows(folder: epath.PathLike) -> list[Row]:
-    """Returns the rows of a run dir; a last line that a kill cut off is left out."""
-    return [json.loads(line) for line in files.read_lines(files.as_path(folder) / METRICS)]
+    """Returns the rows of a run dir, up to the first line that is none: a kill or a crash of the machine left it."""
+    rows = []
+    for line in files.read_lines(files.as_path(folder) / METRICS):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
 
 
 def rows_until(rows: Iterable[Row], step: int) -> list[Row]:

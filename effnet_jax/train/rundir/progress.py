@@ -11,8 +11,6 @@ from effnet_jax import files
 
 PROGRESS = "progress.json"
 
-TRAINING, EVALUATING, TESTING = "training", "evaluating", "testing"
-
 
 @dataclasses.dataclass
 class Progress:
@@ -20,22 +18,26 @@ class Progress:
 
     Attributes:
       phase: number of the current phase; the number of all phases, once the last one is finished.
-      doing: what was under way: `"training"`, `"evaluating"` (the validation split at an epoch's end) or `"testing"`.
-        A trunk cache that is being filled knows by itself how far it is.
-      sums: of `loss` and `accuracy` over the `steps` of the current epoch so far.
+      sums: of `loss` and `accuracy` over the `steps` of the current epoch so far. At an epoch's end they stay until its
+        evaluation is done; at a phase's end without them, the test split comes next.
       validation: results at the end of the last epoch, by split.
       results: of the finished phases, as `summary.json` has them.
-      rows: of `metrics.jsonl`; None in checkpoints of a format that did not count them.
+      rows: of `metrics.jsonl` that belong to all this; None in checkpoints of a format that did not count them.
       seconds: that all attempts have taken so far.
     """
 
     phase: int = 0
-    doing: str = TRAINING
     sums: dict[str, float] = dataclasses.field(default_factory=dict)
     validation: dict[str, Any] = dataclasses.field(default_factory=dict)
     results: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     rows: int | None = None
     seconds: float = 0.0
+
+
+def make_progress(values: dict[str, Any]) -> Progress:
+    """Returns the progress out of JSON; keys of other versions are left out."""
+    names = {field.name for field in dataclasses.fields(Progress)}
+    return Progress(**{name: value for name, value in values.items() if name in names})
 
 
 def sealed(value: dict[str, Any]) -> dict[str, Any]:
@@ -77,7 +79,7 @@ def read_progress(folder: epath.Path, step: int) -> Progress | None:
         return None
     if not is_sealed(value) or value["step"] != step:
         return None
-    return Progress(**value["progress"])
+    return make_progress(value["progress"])
 
 
 def drop_progress(folder: epath.Path, *, unless: int) -> None:

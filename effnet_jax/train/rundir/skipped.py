@@ -29,7 +29,14 @@ class SkippedImages:
         self._path = workdir / SKIPPED
         self._say = say
         self._seen: dict[str, int] = {}  # entries of each source that are listed already
-        self.images: dict[str, Entries] = hosts.on_first(SKIPPED, lambda: files.read_json(self._path)) or {}
+        self.images: dict[str, Entries] = hosts.on_first(SKIPPED, self._read)
+
+    def _read(self) -> dict[str, Entries]:
+        try:
+            return files.read_json(self._path) or {}
+        except ValueError as error:
+            self._say(f"warning: {error}: it begins anew")
+            return {}
 
     def update(self, sources: Mapping[str, Source]) -> None:
         """Adds what the sources of this process skipped since the last call."""

@@ -18,8 +18,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from effnet_jax import files
-from effnet_jax.errors import RunError
-from effnet_jax.train.rundir.progress import Progress, is_sealed, sealed
+from effnet_jax.errors import PathError, RunError
+from effnet_jax.train.rundir.progress import Progress, is_sealed
 from effnet_jax.train.step.state import TrainState
 from effnet_jax.weights.metadata import Metadata
 from effnet_jax.weights.store import alone, array_handler
@@ -27,8 +27,14 @@ from effnet_jax.weights.store import alone, array_handler
 FORMAT = 2  # 1: records without a format; paths of leaves as `jax.tree_util.keystr` has them
 STATE, RECORD = "state", "record"
 
-# What says nothing about a checkpoint's bytes, in the words of jaxlib and tensorstore.
-_TROUBLE = re.compile(r"RESOURCE_EXHAUSTED|out of memory|cannot allocate|UNAVAILABLE|PERMISSION_DENIED", re.IGNORECASE)
+# What says nothing about a checkpoint's bytes, in the words of jaxlib and tensorstore; and the packages whose errors
+# are those of a network.
+_TROUBLE = re.compile(
+    r"RESOURCE_EXHAUSTED|out of memory|cannot allocate|UNAVAILABLE|PERMISSION_DENIED|UNAUTHENTICATED|DEADLINE_EXCEEDED"
+    r"|ABORTED|CANCELLED",
+    re.IGNORECASE,
+)
+_NETWORK = ("google", "gcsfs", "aiohttp", "requests", "urllib3")
 _OS_ERROR = re.compile(r"os_error_code='(\d+)'")
 
 Leaves = dict[str, np.ndarray]  # by path, its parts joined with slashes
@@ -61,7 +67,7 @@ def copied(snapshot: Snapshot) -> tuple[int, Leaves, dict[str, Any]]:
     """Copies a snapshot into the host's memory, since the training gives its buffers away.
 
     Returns:
-      Its step, the leaves by path, and the record: progress, metadata, checksums.
+      Its step, the leaves by path, and what the record says besides their checksums.
 
     Raises:
       NotFinite: a parameter, a statistic or an average is not finite.
@@ -76,9 +82,8 @@ def copied(snapshot: Snapshot) -> tuple[int, Leaves, dict[str, Any]]:
         "format": FORMAT,
         "progress": dataclasses.asdict(snapshot.progress),
         "metadata": dataclasses.asdict(snapshot.metadata),
-        "checksums": checksums(leaves),
     }
-    return step, leaves, sealed(json.loads(json.dumps(record)))  # as it will be read
+    return step, leaves, json.loads(json.dumps(record))  # as it will be read
 
 
 def read_checkpoint(folder: epath.Path) -> tuple[dict[str, Any], Leaves]:
@@ -154,7 +159,9 @@ def checksums(leaves: Mapping[str, np.ndarray]) -> dict[str, str]:
 
 def plain_checksums(leaves: Mapping[str, np.ndarray]) -> dict[str, int]:
     """Returns the CRC-32 of each leaf's bytes."""
-    return {path: zlib.crc32(np.ascontiguousarray(leaf).tobytes()) for path, leaf in leaves.items()}
+    return {
+        path: zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data) for path, leaf in leaves.items()
+    }
 
 
 def _by_flat_path(checksums: Mapping[str, int]) -> dict[str, int]:
@@ -183,7 +190,8 @@ def matched(leaves: Mapping[str, np.ndarray], shapes: TrainState, where: str) ->
 
 def is_trouble(error: BaseException) -> bool:
     """Whether reading failed for a reason that says nothing about a checkpoint's bytes."""
-    if isinstance(error, MemoryError):
+    package = type(error).__module__.partition(".")[0]
+    if isinstance(error, MemoryError | PathError | TimeoutError | ConnectionError) or package in _NETWORK:
         return True
     code = error.errno if isinstance(error, OSError) else None
     if found := _OS_ERROR.search(str(error)):

@@ -1,6 +1,8 @@
 """The run dir before a run: free, to be resumed, finished, or somebody else's."""
 
 import contextlib
+import time
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,10 +13,12 @@ from effnet_jax.errors import EffnetError, RunError
 from effnet_jax.train.config import compare_configs, to_json
 from effnet_jax.train.rundir.attempts import ATTEMPTS
 from effnet_jax.train.rundir.checkpoints import CHECKPOINTS
-from effnet_jax.train.rundir.identity import DATA
+from effnet_jax.train.rundir.identity import DATA, read_identity
 from effnet_jax.train.rundir.log import METRICS
 
 CONFIG, SUMMARY = "config.json", "summary.json"
+_TOKEN = ".attempt"
+_SECONDS_TO_SEE = 30.0
 
 
 def check_workdir(workdir: epath.Path, config: Any) -> tuple[list[str], dict[str, Any] | None]:
@@ -43,13 +47,13 @@ def check_workdir(workdir: epath.Path, config: Any) -> tuple[list[str], dict[str
                 "--workdir"
             )
         return [], None
-    lines, neutral = compare_configs(old, to_json(config))
+    lines, neutral = compare_configs(old, to_json(config), places_differ=read_identity(workdir) is not None)
     if lines:
         shown = "\n  ".join(lines[:20])
         raise RunError(
             f"{workdir} holds a run of another config:\n  {shown}\ngive another --workdir, or the old config to resume"
         )
-    return neutral, read_run_json(workdir / SUMMARY)
+    return neutral, read_run_json(workdir / SUMMARY, "delete it, and start again")
 
 
 @contextlib.contextmanager
@@ -65,24 +69,52 @@ def claim_workdir(workdir: epath.Path, config: Any) -> Iterator[locks.Claim]:
     Raises:
       RunError: another run holds the run dir.
     """
-    existed, new, claim = workdir.exists(), False, locks.Claim()
-    try:
-        with contextlib.ExitStack() as stack:
-            with hosts.agree("the run dir is claimed"):
-                if hosts.is_first():
-                    files.make_folder(workdir)
-                    claim = stack.enter_context(locks.lock(workdir))
-                    new = not (workdir / CONFIG).exists()
-                    if new:
-                        files.write_json(workdir / CONFIG, to_json(config))
+    existed = workdir.exists()
+    with contextlib.ExitStack() as stack:
+        claim, new = locks.Claim(), False
+        with hosts.agree("the run dir is claimed"):
+            if hosts.is_first():
+                files.make_folder(workdir)
+                claim = stack.enter_context(locks.lock(workdir))
+                if check_workdir(workdir, config)[1]:  # while this one was starting
+                    raise RunError(f"another start has just finished the run in {workdir}: its figures are there")
+                new = not (workdir / CONFIG).exists()
+                if new:
+                    files.write_json(workdir / CONFIG, to_json(config))
+        _check_shared(workdir)
+        try:
             yield claim
-    except (EffnetError, OSError):
-        if new and _holds_nothing(workdir):
-            for name in () if not existed else files.visible(workdir):
-                files.remove(workdir / name)
-            if not existed:
-                files.remove(workdir)
-        raise
+        except (EffnetError, OSError):
+            if new and _holds_nothing(workdir):  # still under the lock
+                for name in files.visible(workdir):
+                    files.remove(workdir / name)
+                if not existed:
+                    files.remove(workdir)
+            raise
+
+
+def _check_shared(workdir: epath.Path) -> None:
+    """Makes sure that all processes see one folder: what the first one writes, the others will have to read.
+
+    Raises:
+      RunError: they do not.
+    """
+    if hosts.count() == 1:
+        return
+    token = hosts.on_first("a token", lambda: uuid.uuid4().hex)
+    path = workdir / _TOKEN
+    with hosts.agree("the token is written"):
+        if hosts.is_first():
+            files.write_json(path, token)
+    with hosts.agree("the run dir is one folder for all processes"):
+        until = time.monotonic() + _SECONDS_TO_SEE
+        while (seen := files.read_json(path)) != token:
+            if time.monotonic() > until:
+                raise RunError(
+                    f"{workdir} is not the same folder here as on process 0 ({'another' if seen else 'no'} token is "
+                    "there): give all processes one on a shared disk, or gs://…"
+                )
+            time.sleep(0.2)  # a network disk may show it late
 
 
 def _holds_nothing(workdir: epath.Path) -> bool:
@@ -94,9 +126,9 @@ def _holds_nothing(workdir: epath.Path) -> bool:
     return not files.read_lines(workdir / METRICS) and not files.visible(workdir / CHECKPOINTS)
 
 
-def read_run_json(path: epath.Path) -> Any:
+def read_run_json(path: epath.Path, cure: str = "give another --workdir") -> Any:
     """Reads a JSON file of a run dir; None where there is none. Raises RunError where it is damaged."""
     try:
         return files.read_json(path)
     except ValueError as error:
-        raise RunError(f"{path} cannot be read ({error}): give another --workdir") from None
+        raise RunError(f"{error}: {cure}") from None

@@ -59,6 +59,11 @@ class Partition:
         spans = [(device, *index[0].indices(batch_size)[:2]) for device, index in indices.items() if index]
         return sorted(spans, key=lambda span: span[1])
 
+    def local(self) -> "Partition":
+        """The devices of the mesh that belong to this process, as a partition of their own."""
+        devices = self.mesh.local_devices
+        return Partition("pjit", Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,)))
+
     def state_shardings(self, tree: Any) -> Any:
         """The sharding of every leaf of a state. All replicated; another layout of parameters begins here."""
         return jax.tree.map(lambda leaf: self.replicated, tree)

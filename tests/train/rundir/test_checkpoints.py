@@ -1,5 +1,6 @@
 """Checkpoints: which stay, what is damage and what is not, and that nothing bad is saved or unnoticed."""
 
+import errno
 import os
 import random
 import subprocess
@@ -108,20 +109,20 @@ def test_the_best_of_epochs_that_are_not_saved_is_written_with_the_next_checkpoi
     checkpoints.close()
     assert list_steps(files.as_path(tmp_path)) == [2, 4]
     assert best_step([2, 4], checkpoints.accuracies) == 2
-    record, leaves = read_checkpoint(files.as_path(tmp_path) / "checkpoints" / "2")
+    _, leaves = read_checkpoint(files.as_path(tmp_path) / "checkpoints" / "2")
     assert np.array_equal(leaves["params/classifier/kernel"], state(2).params["classifier"]["kernel"])
 
 
 def test_checkpoints_are_due_by_the_clock_and_by_steps(tmp_path):
     checkpoints = open_in(tmp_path, minutes=0.02, steps=4)
     assert [checkpoints.due(step) for step in (3, 4, 5)] == [False, True, False]
-    assert not checkpoints.due_at_epoch()
+    assert not checkpoints.due_at_epoch(5) and checkpoints.due_at_epoch(8)
     time.sleep(0.2)
-    assert checkpoints.due_at_epoch() and not checkpoints.due(5)
+    assert checkpoints.due_at_epoch(5) and not checkpoints.due(5)
     time.sleep(1.1)
     assert checkpoints.due(5)
     checkpoints.save(snapshot(5))
-    assert not checkpoints.due(6) and not checkpoints.due_at_epoch()
+    assert not checkpoints.due(6) and not checkpoints.due_at_epoch(6)
     checkpoints.close()
 
 
@@ -257,3 +258,41 @@ def test_no_flipped_bit_is_unnoticed(tmp_path):
         flip(path, bit)
     print(f"of 1,000 flipped bits {noticed} were noticed, {harmless} changed nothing that is read")
     assert noticed > 900
+
+
+SAVE_ON_A_FULL_DISK = """
+import os, sys, time
+from pathlib import Path
+from tests.train.rundir.test_checkpoints import open_in, snapshot
+from effnet_jax.errors import DiskError
+
+checkpoints = open_in(Path(sys.argv[1]))
+checkpoints.save(snapshot(1))
+while checkpoints._manager.is_saving_in_progress():
+    time.sleep(0.01)
+os.environ["DISK_PATH"] = "/checkpoints/2"  # from here on the disk is full: for the bytes, not for the first look
+checkpoints.save(snapshot(2))
+try:
+    for step in range(3, 1000):  # heard while the training goes on
+        checkpoints.due(step)
+        time.sleep(0.01)
+except DiskError as error:
+    print("TOLD", error, "|", checkpoints.last_good())
+print("DUE", checkpoints.due_at_epoch(4))
+del os.environ["DISK_PATH"]
+checkpoints.save(snapshot(3))  # with room again
+checkpoints.close()
+print("SAVED", checkpoints.last_good())
+"""
+
+
+def test_a_disk_that_fills_up_while_a_checkpoint_is_written_is_told_and_the_next_one_is_written(tmp_path):
+    full = disk.failing_disk(tmp_path, "/nowhere/", calls="write", error=errno.ENOSPC)
+    command = [sys.executable, "-c", SAVE_ON_A_FULL_DISK, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **full}, cwd=REPOSITORY)
+    shown = done.stdout
+    assert "TOLD no space left on the disk for checkpoint 2" in shown, done.stderr[-3000:]
+    assert "| the last good checkpoint is step 1" in shown and "DUE True" in shown
+    assert "SAVED the last good checkpoint is step 3" in shown, done.stderr[-3000:]
+    assert list_steps(files.as_path(tmp_path)) == [1, 3]
+    same(restore(tmp_path)[0], state(3))

@@ -11,7 +11,7 @@ from effnet_jax.train.rundir.workdir import check_workdir, claim_workdir
 
 def attempt(workdir, error, *written):
     """Starts a run that writes some files and ends with an error."""
-    with pytest.raises(type(error)), claim_workdir(files.as_path(workdir), {"seed": 0}):
+    with pytest.raises(type(error)), claim_workdir(files.as_path(workdir), config()):
         for name in written:
             (workdir / name).parent.mkdir(parents=True, exist_ok=True)
             (workdir / name).write_text("{}\n")
@@ -40,15 +40,15 @@ def test_figures_and_what_else_was_written_stay(tmp_path, error, written):
 
 
 def test_an_earlier_attempt_stays(tmp_path):
-    with claim_workdir(files.as_path(tmp_path / "run"), {"seed": 0}):
+    with claim_workdir(files.as_path(tmp_path / "run"), config()):
         pass
     attempt(tmp_path / "run", DataError("a damaged image"))
     assert (tmp_path / "run" / "config.json").exists()
 
 
 def test_a_run_dir_in_use_is_refused_and_left_alone(tmp_path):
-    with claim_workdir(files.as_path(tmp_path / "run"), {"seed": 0}):
-        with pytest.raises(RunError, match="in use"), claim_workdir(files.as_path(tmp_path / "run"), {"seed": 0}):
+    with claim_workdir(files.as_path(tmp_path / "run"), config()):
+        with pytest.raises(RunError, match="in use"), claim_workdir(files.as_path(tmp_path / "run"), config()):
             pass
         assert (tmp_path / "run" / "config.json").exists()
 
