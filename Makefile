@@ -33,7 +33,7 @@ weights/lite0: | $(VENV)/quickstart.stamp
 	$(BIN)/python tools/port_tf_checkpoint.py "$$($(BIN)/python -c '$(FIND_PTH)')" $@ --variant lite0 --family lite
 
 test: lint  ## lint, format check, type check, and the tests with their coverage
-	$(BIN)/python -m pytest --cov --cov-report=term-missing --cov-fail-under=$(COVERAGE)
+	$(BIN)/python -m pytest --numprocesses=2 --dist=worksteal --cov --cov-report=term-missing --cov-fail-under=$(COVERAGE)
 
 slow: $(VENV)/dev.stamp  ## the long proofs, which `make test` leaves out
 	$(BIN)/python -m pytest -m slow
