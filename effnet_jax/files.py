@@ -275,6 +275,21 @@ def write_bytes(path: AnyPath, data: bytes) -> None:
         raise
 
 
+def checksums(folder: AnyPath) -> dict[str, int]:
+    """Returns the CRC-32C of each file in a folder on a disk and below, by relative path."""
+    import google_crc32c
+
+    result = {}
+    for path in sorted(Path(as_path(folder)).rglob("*")):
+        if path.is_file():
+            checksum = google_crc32c.Checksum()
+            with open(path, "rb") as file:
+                while chunk := file.read(_CHUNK):
+                    checksum.update(chunk)
+            result[path.relative_to(folder).as_posix()] = int.from_bytes(checksum.digest(), "big")
+    return result
+
+
 def _read(path: epath.Path) -> bytes | None:
     with bucket_errors(path), contextlib.suppress(FileNotFoundError):
         return path.read_bytes()

@@ -43,6 +43,7 @@ from effnet_jax.train.rundir.snapshot import (
     nested,
     one_line,
     read_checkpoint,
+    seal_files,
 )
 from effnet_jax.train.step.state import TrainState
 from effnet_jax.weights.store import alone, array_handler
@@ -185,6 +186,7 @@ class Checkpoints:
         step = self._writing
         with self._failure_told(step):
             self._manager.wait_until_finished()
+            seal_files(files.absolute(self.folder / str(step)))
             self._latest, self._writing = step, None
 
     @contextlib.contextmanager

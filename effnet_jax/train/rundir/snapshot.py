@@ -19,7 +19,7 @@ from etils import epath
 
 from effnet_jax import files
 from effnet_jax.errors import PathError, RunError
-from effnet_jax.train.rundir.progress import Progress, is_sealed
+from effnet_jax.train.rundir.progress import Progress, is_sealed, sealed
 from effnet_jax.train.step.state import TrainState
 from effnet_jax.weights.metadata import Metadata
 from effnet_jax.weights.store import alone, array_handler
@@ -99,6 +99,7 @@ def read_checkpoint(folder: epath.Path) -> tuple[dict[str, Any], Leaves]:
       Damage: its bytes are not those that were written.
       OSError, MemoryError: what says nothing about them.
     """
+    _check_files(folder)
     try:
         record = files.read_json(folder / RECORD / "metadata")
         restored = _read_arrays(files.absolute(folder / STATE))
@@ -119,6 +120,40 @@ def read_checkpoint(folder: epath.Path) -> tuple[dict[str, Any], Leaves]:
     if wrong:
         raise Damage(f"the checksum of {wrong[0]} is wrong")
     return record, leaves
+
+
+def seal_files(folder: epath.Path) -> None:
+    """Writes down the checksums of a checkpoint's files beside it, once it is whole, and forgets those of deleted ones.
+
+    What is read of them is checked by itself; with this, a flipped bit of anything else is noticed too. A bucket keeps
+    checksums of its own.
+    """
+    if not files.is_local(folder):
+        return
+    seals = _seals(folder)
+    files.make_folder(seals)
+    for name in files.visible(seals):
+        if not (folder.parent / name.removesuffix(".json")).exists():
+            files.remove(seals / name)
+    files.write_json(seals / f"{folder.name}.json", sealed({"files": files.checksums(folder)}))
+
+
+def _check_files(folder: epath.Path) -> None:
+    """Raises Damage where a file is not what `seal_files` saw, if it came to that."""
+    try:
+        known = files.read_json(_seals(folder) / f"{folder.name}.json") if files.is_local(folder) else None
+    except ValueError:  # says nothing about the checkpoint
+        return
+    if known is None or not is_sealed(known) or not folder.exists():
+        return
+    found = files.checksums(folder)
+    for name, checksum in known["files"].items():
+        if found.get(name) != checksum:
+            raise Damage(f"{name} is {'changed' if name in found else 'missing'}")
+
+
+def _seals(folder: epath.Path) -> epath.Path:
+    return folder.parent.with_name(f"{folder.parent.name}.files")
 
 
 def _read_arrays(folder: epath.Path) -> Any:
