@@ -33,7 +33,7 @@ def get_config(kind="mixed"):
     config.phases = (
         phase(name="head", steps=20, learning_rate=0.05),
         phase(name="late", train=("block6:",), steps=15, learning_rate=0.01, keep_optimizer=True),
-        phase(name="all", train=("all",), steps=15, learning_rate=0.002, optimizer="adamw", weight_decay=0.01),
+        phase(name="all", train=("all",), steps=15, learning_rate=0.005, layer_decay=0.9),
     )
     return config
 """
