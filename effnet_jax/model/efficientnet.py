@@ -109,11 +109,11 @@ class EfficientNet(nn.Module):
     pooling: str = "avg"
     normalization: str = "imagenet"
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: Units = False
     dropout: float = 0.2
     survival_prob: float = SURVIVAL_PROB
     batch_norm_momentum: float = layers.BATCH_NORM_MOMENTUM
-    batch_norm_axis: str | None = None
+    batch_norm_axis: str | tuple[str, ...] | None = None
     batch_norm_groups: tuple[tuple[int, ...], ...] | None = None
 
     def setup(self) -> None:
@@ -124,14 +124,18 @@ class EfficientNet(nn.Module):
             axis_name=self.batch_norm_axis,
             axis_groups=self.batch_norm_groups,
         )
-        # Recomputed block by block in the backward pass; `update_batch_norm` is not an array.
-        block_type = nn.remat(MBConv, static_argnums=(2,)) if self.remat else MBConv
-        self.stem = Stem(self.variant, self.normalization, batch_norm, self.dtype)
+
+        def kind(module: Any, unit: str) -> Any:
+            # Computed again in the backward pass; `update_batch_norm` is not an array.
+            return nn.remat(module, static_argnums=(2,)) if _includes(self.remat, unit) else module
+
+        self.stem = kind(Stem, "stem")(self.variant, self.normalization, batch_norm, self.dtype)
         for block in self.variant.blocks:
             # The variant's rates belong to a deepest survival probability of 0.8; another one scales them.
             survival_prob = 1.0 - (1.0 - block.survival_prob) * (1.0 - self.survival_prob) / (1.0 - SURVIVAL_PROB)
+            block_type = kind(MBConv, block.name)
             setattr(self, block.name, block_type(block, self.variant.lite, batch_norm, survival_prob, self.dtype))
-        self.top = Top(self.variant, batch_norm, self.dtype)
+        self.top = kind(Top, "top")(self.variant, batch_norm, self.dtype)
         if self.include_top:
             self.classifier = layers.Dense(self.num_classes)
 
@@ -254,11 +258,11 @@ def create_model(
     pooling: str = "avg",
     normalization: str | None = None,
     dtype: str = "float32",
-    remat: bool = False,
+    remat: Units = False,
     dropout: float | None = None,
     survival_prob: float = SURVIVAL_PROB,
     batch_norm_momentum: float = layers.BATCH_NORM_MOMENTUM,
-    batch_norm_axis: str | None = None,
+    batch_norm_axis: str | tuple[str, ...] | None = None,
     batch_norm_groups: tuple[tuple[int, ...], ...] | None = None,
 ) -> EfficientNet:
     """Makes an EfficientNet.
@@ -272,12 +276,13 @@ def create_model(
         variant's own, `"lite"` for the lite ones and `"imagenet"` for the others.
       dtype: of convolutions and activations: `"float32"` or `"bfloat16"`. Parameters, batch norm, pooling and logits
         are float32 in both.
-      remat: recompute each block in the backward pass instead of keeping its inner activations.
+      remat: units that are computed again in the backward pass instead of keeping their inner activations.
       dropout: rate before the classifier; None: the variant's.
       survival_prob: of the deepest block in stochastic depth; 1.0 turns it off.
       batch_norm_momentum: share of the old statistics kept at an update.
-      batch_norm_axis: name of the mapped axis whose replicas share batch statistics (`jax.pmap`), or None.
-      batch_norm_groups: replica numbers of each group that shares them, or None for all together.
+      batch_norm_axis: name or names of the mapped axes of devices that share batch statistics (`jax.shard_map`), or
+        None.
+      batch_norm_groups: device numbers of each group that shares them, or None for all together.
 
     Returns:
       A Linen module; `model.init(key, images)` makes `{"params": …, "batch_stats": …}`.
@@ -309,7 +314,7 @@ def create_model(
         pooling=pooling,
         normalization=normalization,
         dtype=jnp.dtype(dtype),
-        remat=remat,
+        remat=remat if isinstance(remat, bool) else tuple(remat),
         dropout=dropout,
         survival_prob=survival_prob,
         batch_norm_momentum=batch_norm_momentum,

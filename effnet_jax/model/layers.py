@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from effnet_jax.model.batch_norm import normalise, normalise_batch
 from effnet_jax.model.convolutions import Function, depthwise_conv, full_conv, pointwise_conv
 
 # Source: efficientnet_builder.py.
 BATCH_NORM_MOMENTUM = 0.99
-BATCH_NORM_EPSILON = 1e-3
 
 
 # --- Initialisers. Source: conv_kernel_initializer and dense_kernel_initializer in efficientnet_model.py. ---
@@ -75,19 +75,19 @@ class BatchNorm(nn.Module):
     """Batch norm in float32, on the stored statistics unless `update` is set.
 
     With `update`, the batch's population variance normalises and enters the stored statistics, as in the original's
-    training class. Under `jax.jit` the batch is the global one; under `jax.pmap` it is the replica's, or with
-    `axis_name` that of all replicas, or of each group of replicas.
+    training class. The batch is what the program sees; where each device runs its own program on its share, with
+    `axis_name` that of all devices, or of each group of them.
 
     Attributes:
       momentum: share of the old statistics that is kept at an update.
       dtype: of the output.
-      axis_name: name of the mapped axis of replicas, or None.
-      axis_groups: replica numbers of each group that shares statistics, or None for all together.
+      axis_name: name or names of the mapped axes of devices, or None.
+      axis_groups: device numbers of each group that shares statistics, or None for all together.
     """
 
     momentum: float = BATCH_NORM_MOMENTUM
     dtype: Any = jnp.float32
-    axis_name: str | None = None
+    axis_name: str | tuple[str, ...] | None = None
     axis_groups: tuple[tuple[int, ...], ...] | None = None
 
     @nn.compact
@@ -98,35 +98,28 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, shape)
         stored_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
         stored_var = self.variable("batch_stats", "var", jnp.ones, shape)
-        inputs = inputs.astype(jnp.float32)
-        if update:
-            mean, var = self._batch_statistics(inputs)
-            if not self.is_initializing():
-                keep = self.momentum
-                stored_mean.value = keep * stored_mean.value + (1.0 - keep) * mean
-                stored_var.value = keep * stored_var.value + (1.0 - keep) * var
-        else:
-            mean, var = stored_mean.value, stored_var.value
-        factor = scale * lax.rsqrt(var + BATCH_NORM_EPSILON)
+        if not update:
+            return normalise(inputs, scale, bias, stored_mean.value, stored_var.value, activation, self.dtype)
+        average = self._average
+        if self.is_initializing():
+            average = _alone
+        outputs, mean, var = normalise_batch(inputs, scale, bias, stored_mean.value, activation, self.dtype, average)
+        if not self.is_initializing():
+            keep = self.momentum
+            stored_mean.value = keep * stored_mean.value + (1.0 - keep) * mean
+            stored_var.value = keep * stored_var.value + (1.0 - keep) * var
+        return outputs
 
-        def normalise(inputs: Array, mean: Array, factor: Array, bias: Array) -> Array:
-            outputs = (inputs - mean) * factor + bias
-            return (activation(outputs) if activation else outputs).astype(self.dtype)
+    @property
+    def _average(self) -> Function:
+        """Averages over the devices that share a batch."""
+        if self.axis_name is None:
+            return _alone
+        return functools.partial(lax.pmean, axis_name=self.axis_name, axis_index_groups=self.axis_groups)
 
-        # The backward pass computes it again from the convolution's output, which is kept anyway: reading and writing
-        # what lies between would take longer.
-        return jax.checkpoint(normalise)(inputs, mean, factor, bias)
 
-    def _batch_statistics(self, inputs: Array) -> tuple[Array, Array]:
-        axes = tuple(range(inputs.ndim - 1))
-        mean = jnp.mean(inputs, axes)
-        var = jnp.mean(jnp.square(inputs - mean), axes)
-        if self.axis_name is None or self.is_initializing():
-            return mean, var
-        # The variance of a union: the mean of the second moments, less the square of the common mean.
-        average = functools.partial(lax.pmean, axis_name=self.axis_name, axis_index_groups=self.axis_groups)
-        group_mean = average(mean)
-        return group_mean, average(var + jnp.square(mean)) - jnp.square(group_mean)
+def _alone(tree: Any) -> Any:
+    return tree
 
 
 class SqueezeExcite(nn.Module):

@@ -1,0 +1,169 @@
+"""Batch norm and the activation after it as one differentiable function, with a gradient of its own.
+
+Only the convolution's output is kept for the backward pass, in the type that it came in: what lies between is computed
+again, which costs less than writing and reading it. Everything is computed in float32.
+
+Source: Ioffe and Szegedy, "Batch Normalization" (2015), section 3, for the gradient through the batch's statistics.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+Activation = Callable[[Array], Array]
+Average = Callable[[Any], Any]  # over the devices that share a batch; or the identity
+
+EPSILON = 1e-3  # Source: efficientnet_builder.py.
+
+
+def normalise(
+    inputs: Array, scale: Array, bias: Array, mean: Array, var: Array, activation: Activation | None, dtype: Any
+) -> Array:
+    """Normalises with given statistics, which get no gradient of the batch.
+
+    Args:
+      inputs: [..., C].
+      scale: float32 [C].
+      bias: float32 [C].
+      mean: float32 [C].
+      var: float32 [C].
+      activation: applied to the result, or None.
+      dtype: of the result.
+
+    Returns:
+      [..., C].
+    """
+    factor = scale * lax.rsqrt(var + EPSILON)
+    return _affine(activation, jnp.dtype(dtype), inputs, mean, factor, bias)
+
+
+def _activated(activation: Activation | None, centred: Array, factor: Array, bias: Array) -> Array:
+    outputs = centred * factor + bias
+    return activation(outputs) if activation else outputs
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _affine(activation: Activation | None, dtype: Any, inputs: Array, mean: Array, factor: Array, bias: Array) -> Array:
+    return _activated(activation, inputs.astype(jnp.float32) - mean, factor, bias).astype(dtype)
+
+
+def _affine_forward(activation: Activation | None, dtype: Any, *operands: Array) -> tuple[Array, tuple[Array, ...]]:
+    return _affine(activation, dtype, *operands), operands
+
+
+def _affine_backward(
+    activation: Activation | None, dtype: Any, kept: tuple[Array, ...], cotangent: Array
+) -> tuple[Array, Array, Array, Array]:
+    inputs, mean, factor, bias = kept
+    centred = inputs.astype(jnp.float32) - mean
+    _, pull = jax.vjp(functools.partial(_activated, activation), centred, factor, bias)
+    inner, factor_gradient, bias_gradient = pull(cotangent.astype(jnp.float32))
+    return inner.astype(inputs.dtype), -factor * bias_gradient, factor_gradient, bias_gradient
+
+
+_affine.defvjp(_affine_forward, _affine_backward)
+
+
+def normalise_batch(
+    inputs: Array,
+    scale: Array,
+    bias: Array,
+    shift: Array,
+    activation: Activation | None,
+    dtype: Any,
+    average: Average = lambda tree: tree,
+) -> tuple[Array, Array, Array]:
+    """Normalises with the batch's own statistics, the population variance among them.
+
+    Args:
+      inputs: [..., C], this device's share of the batch.
+      scale: float32 [C].
+      bias: float32 [C].
+      shift: float32 [C], near the mean: what is taken off before squares are added up where that happens in one pass,
+        so that a mean far from zero costs no digits. It changes nothing else.
+      activation: applied to the result, or None.
+      dtype: of the result.
+      average: over the devices that share a batch.
+
+    Returns:
+      The result [..., C], and the batch's mean and variance, float32 [C], through which no gradient flows back.
+    """
+    outputs, mean, var = _batch(activation, jnp.dtype(dtype), average, inputs, scale, bias, lax.stop_gradient(shift))
+    return outputs, lax.stop_gradient(mean), lax.stop_gradient(var)
+
+
+def _moments_in_two_passes(inputs: Array, shift: Array) -> tuple[Array, Array]:
+    """Mean and mean square of what is left after the shift. On the CPU the second pass costs nothing that counts."""
+    axes = tuple(range(inputs.ndim - 1))
+    inputs = inputs.astype(jnp.float32)
+    mean = jnp.mean(inputs, axes)
+    return mean - shift, jnp.mean(jnp.square(inputs - mean), axes) + jnp.square(mean - shift)
+
+
+def _moments_in_one_pass(inputs: Array, shift: Array) -> tuple[Array, Array]:
+    """The same where the sums are added up while the convolution's output is written."""
+    axes = tuple(range(inputs.ndim - 1))
+    centred = inputs.astype(jnp.float32) - shift
+    return jnp.mean(centred, axes), jnp.mean(jnp.square(centred), axes)
+
+
+def batch_moments(inputs: Array, shift: Array, average: Average = lambda tree: tree) -> tuple[Array, Array]:
+    """Returns mean and population variance over all axes but the last, float32 [C] each.
+
+    Args:
+      inputs: [..., C].
+      shift: float32 [C], near the mean.
+      average: over the devices that share a batch; called once.
+    """
+    mean, square = average(
+        lax.platform_dependent(inputs, shift, cpu=_moments_in_two_passes, default=_moments_in_one_pass)
+    )
+    return mean + shift, jnp.maximum(square - jnp.square(mean), 0.0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _batch(
+    activation: Activation | None, dtype: Any, average: Average, inputs: Array, scale: Array, bias: Array, shift: Array
+) -> tuple[Array, Array, Array]:
+    mean, var = batch_moments(inputs, shift, average)
+    return _affine(activation, dtype, inputs, mean, scale * lax.rsqrt(var + EPSILON), bias), mean, var
+
+
+def _batch_forward(
+    activation: Activation | None, dtype: Any, average: Average, inputs: Array, scale: Array, bias: Array, shift: Array
+) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
+    outputs, mean, var = _batch(activation, dtype, average, inputs, scale, bias, shift)
+    return (outputs, mean, var), (inputs, scale, bias, mean, var)
+
+
+def _batch_backward(
+    activation: Activation | None,
+    dtype: Any,
+    average: Average,
+    kept: tuple[Array, ...],
+    cotangents: tuple[Array, Array, Array],
+) -> tuple[Array, Array, Array, None]:
+    inputs, scale, bias, mean, var = kept
+    axes = tuple(range(inputs.ndim - 1))
+    rate = lax.rsqrt(var + EPSILON)
+
+    def normalised() -> Array:
+        return (inputs.astype(jnp.float32) - mean) * rate
+
+    inner = cotangents[0].astype(jnp.float32)
+    if activation:
+        inner = jax.vjp(activation, normalised() * scale + bias)[1](inner)[0]
+    bias_gradient, scale_gradient = jnp.sum(inner, axes), jnp.sum(inner * normalised(), axes)
+    # Kept in the activations' type: it is written, and read again when the sums of all of it are known.
+    inner = lax.optimization_barrier(inner.astype(inputs.dtype)).astype(jnp.float32)
+    count = inputs.size // inputs.shape[-1]
+    along_bias, along_scale = average((bias_gradient / count, scale_gradient / count))
+    gradient = (inner - along_bias - normalised() * along_scale) * (rate * scale)
+    return gradient.astype(inputs.dtype), scale_gradient, bias_gradient, None
+
+
+_batch.defvjp(_batch_forward, _batch_backward)
