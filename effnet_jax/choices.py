@@ -10,6 +10,7 @@ BATCH_NORM_MODES = ("frozen", "train")
 OPTIMIZERS = ("sgd", "rmsprop", "adam", "adamw", "lars", "lamb")
 SCHEDULES = ("constant", "cosine", "exponential", "plateau")
 PARTITION_MODES = ("pjit", "pmap")
+SHARDED = ("state", "optimizer")  # what of a state fsdp shards
 
 CACHE_PLACES = ("memory", "disk")
 CACHE_DTYPES = ("float16", "bfloat16", "float32")

@@ -1,6 +1,6 @@
 """What follows the resampling: colour jitter, cutout, random erasing, mixup and cutmix, on float32 planes.
 
-All functions but `mix` work on one example (use `jax.vmap`); `mix` takes partners from the whole batch.
+All functions but `mix` work on one example (use `jax.vmap`); `mix` takes neighbours of a batch.
 """
 
 import jax
@@ -106,6 +106,13 @@ def _inside(shape: tuple[int, ...], start: Array, stop: Array) -> Array:
     return ((rows >= start[0]) & (rows < stop[0]) & (columns >= start[1]) & (columns < stop[1]))[None]
 
 
+def _neighbours(rows: Array) -> Array:
+    """Each row's neighbour: rows 0 and 1 change places, 2 and 3, …; the last of an odd number is its own."""
+    even = len(rows) // 2 * 2
+    pairs = rows[:even].reshape(even // 2, 2, *rows.shape[1:])
+    return jnp.concatenate([pairs[:, ::-1].reshape(rows[:even].shape), rows[even:]])
+
+
 _CELLS = 1024  # of the table of quantiles
 
 
@@ -144,7 +151,10 @@ def _lower_quantiles(alpha: float) -> np.ndarray:
 
 
 def mix(keys: Array, planes: Array, targets: Array, mixup: float, cutmix: float) -> tuple[Array, Array]:
-    """Mixes each example with its partner: the batch in reverse order, as in the original.
+    """Mixes each example with its neighbour in the batch: the first with the second, the third with the fourth.
+
+    The original takes partners out of the reversed batch of a device, which depends on how many devices there are;
+    pairs are the same on any number. In a shuffled batch neighbours are as good as any.
 
     Mixup (Zhang et al., arXiv 1710.09412) blends with weight max(w, 1 - w), w ~ Beta(alpha, alpha), an example of
     its own keeping the larger weight. CutMix (Yun et al., arXiv 1905.04899) pastes the same box of the partner, whose
@@ -165,7 +175,7 @@ def mix(keys: Array, planes: Array, targets: Array, mixup: float, cutmix: float)
     which_key, mixup_key, cutmix_key, place_key = (
         jax.vmap(jax.random.fold_in, (0, None))(keys, purpose) for purpose in range(4)
     )
-    partners, partner_targets = planes[::-1], targets[::-1]
+    partners, partner_targets = _neighbours(planes), _neighbours(targets)
     by_cutmix = jnp.full(len(planes), not mixup)
     if mixup and cutmix:
         by_cutmix = jax.vmap(lambda key: jax.random.bernoulli(key))(which_key)

@@ -7,7 +7,7 @@ through a device computation, which would wait for a process that failed. Around
 tells the others each second that this process lives, and hears who failed, fell silent or wishes to stop.
 """
 
-from effnet_jax.hosts.agreeing import agree, anywhere, compare, gather, on_first, wait, whole_array
+from effnet_jax.hosts.agreeing import agree, anywhere, compare, gather, on_first, readable, wait, whole_array
 from effnet_jax.hosts.joining import join
 from effnet_jax.hosts.names import count, describe, index, is_first
 from effnet_jax.hosts.stopping import Stop, stop_signals
@@ -28,5 +28,6 @@ __all__ = [
     "stop_signals",
     "wait",
     "watch",
+    "readable",
     "whole_array",
 ]

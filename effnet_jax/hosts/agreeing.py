@@ -150,6 +150,16 @@ def whole_array(array: Any) -> np.ndarray:
     return np.asarray(array)
 
 
+def readable(array: Any) -> Any:
+    """Returns an array that this process can read: itself, or where others hold pieces of it, the whole of it.
+
+    As `whole_array`, it may be a computation of all devices.
+    """
+    if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
+        return whole_array(array)
+    return array
+
+
 def compare(values: Mapping[str, Any]) -> None:
     """Makes sure that all processes were given the same.
 

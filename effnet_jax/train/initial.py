@@ -10,7 +10,8 @@ import numpy as np
 from effnet_jax.errors import ConfigError, WeightsError
 from effnet_jax.model.efficientnet import EfficientNet, create_model
 from effnet_jax.train.config.checks import make_plan
-from effnet_jax.train.step.partition import AXIS
+from effnet_jax.train.step.freeze import units_of
+from effnet_jax.train.step.partition import AXES, DATA
 from effnet_jax.train.step.state import Variables
 from effnet_jax.train.step.steps import PURPOSE_INIT
 from effnet_jax.weights.metadata import Metadata
@@ -38,14 +39,14 @@ def check_weights(config: Mapping[str, Any]) -> Metadata | None:
 
 
 def make_model(config: Mapping[str, Any], metadata: Metadata | None, num_classes: int, devices: int) -> EfficientNet:
-    """Makes the model of a run; batch norm sees the axis of the devices where each runs its own program (pmap)."""
+    """Makes the model of a run; batch norm sees the axes of the devices, each of which runs on its share."""
     axis, groups = batch_norm_sharing(config, devices)
     return create_model(
         config["variant"],
         num_classes=num_classes,
         normalization=metadata.normalization if metadata else None,
         dtype=config["dtype"],
-        remat=config["remat"],
+        remat=units_of(config["remat"], config["variant"]),
         dropout=config["dropout"],
         survival_prob=config["survival_prob"],
         batch_norm_momentum=config["batch_norm_momentum"],
@@ -56,22 +57,22 @@ def make_model(config: Mapping[str, Any], metadata: Metadata | None, num_classes
 
 def batch_norm_sharing(
     config: Mapping[str, Any], devices: int
-) -> tuple[str | None, tuple[tuple[int, ...], ...] | None]:
-    """Returns whose batch batch norm sees, as `create_model` takes it: the mapped axis, and the groups of replicas.
+) -> tuple[str | tuple[str, ...] | None, tuple[tuple[int, ...], ...] | None]:
+    """Returns whose batch batch norm sees, as `create_model` takes it: the axes of devices, and groups of them.
 
-    Under `pjit` there are no replicas, and the batch is the global one. Under `pmap` it is that of all replicas, or of
-    each `partition.batch_norm_group` neighbours; the stored statistics are the mean over all groups.
+    Under `pjit` it is the global one. Under `pmap` it is that of all devices, or of each `partition.batch_norm_group`
+    neighbours; the stored statistics are the mean over all groups.
 
     Args:
       config: checked, also for so many devices.
       devices: of all processes.
     """
     size = config["partition"]["batch_norm_group"] or devices
-    if config["partition"]["mode"] != "pmap" or size == 1:
+    if size == 1:
         return None, None
     if size == devices:
-        return AXIS, None
-    return AXIS, tuple(tuple(range(first, first + size)) for first in range(0, devices, size))
+        return AXES, None
+    return DATA, tuple(tuple(range(first, first + size)) for first in range(0, devices, size))
 
 
 def keeps_classifier(config: Mapping[str, Any], metadata: Metadata | None, class_names: tuple[str, ...]) -> bool:

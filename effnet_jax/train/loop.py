@@ -4,6 +4,7 @@ This page holds the order of things; what it calls are rooms of their own.
 """
 
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -93,8 +94,9 @@ def train_phase(run: Run, phase: Phase, standing: Standing) -> None:
       StopAsked: between two steps, or two batches of a fill or an evaluation.
     """
     if standing.entered < phase.number:
-        state = enter_phase(standing.state, phase.optimizer, keep=phase.keys.keep_optimizer)
-        standing.state, standing.entered = run.partition.place_state(state), phase.number
+        enter = functools.partial(enter_phase, optimizer=phase.optimizer, keep=phase.keys.keep_optimizer)
+        standing.state = run.partition.make_state(enter, standing.state, donate=True)
+        standing.entered = phase.number
     step = int(standing.state.step)
     unclosed = step in phase.epochs and bool(standing.progress.sums)  # an earlier attempt was stopped in an evaluation
     if step == phase.end and not unclosed:  # a resume at the very end
@@ -133,7 +135,7 @@ def make_step(run: Run, phase: Phase, cache: TrunkCache | None) -> TrainStep:
         views=phase.views,
         first=cache.plan.first if cache else None,
         ema_decay=run.config.ema,
-        axis_name=run.partition.axis_name,
+        averaged=run.partition.averaged_gradients,
     )
     return run.partition.compile_train_step(step)
 

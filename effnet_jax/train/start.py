@@ -99,7 +99,13 @@ def check_run(config: Any, workdir: epath.PathLike, devices: Sequence[jax.Device
         weights=weights,
         sources=sources,
         identity=identity,
-        partition=make_partition(config.partition.mode, devices),
+        partition=make_partition(
+            config.partition.mode,
+            devices,
+            fsdp=config.partition.fsdp,
+            sharded=config.partition.sharded,
+            microbatches=config.microbatches,
+        ),
         notes=[*(f"note: {line}" for line in notes), *(f"warning: {line}" for line in warnings)],
         finished=finished,
     )
@@ -184,7 +190,7 @@ def open_run(checked: Checked, stack: contextlib.ExitStack) -> tuple[Run, Standi
     screen = Screen(active=hosts.is_first())
 
     def state_at(progress: Progress) -> TrainState:
-        return _state_shapes(model, phases[min(progress.phase, len(phases) - 1)], ema=bool(config.ema))
+        return state_shapes(model, phases[min(progress.phase, len(phases) - 1)], ema=bool(config.ema))
 
     kept = keeps_classifier(config, checked.weights, tuple(sources["train"].class_names))
     with hosts.agree("room on the disk"):
@@ -207,8 +213,9 @@ def open_run(checked: Checked, stack: contextlib.ExitStack) -> tuple[Run, Standi
     else:
         with hosts.agree("weights are read"):
             variables = initial_variables(config, model, classes, keep_classifier=kept)
-        state = create_state(variables, phases[0].optimizer, ema=bool(config.ema), seed=config.seed)
-        standing = Standing(checked.partition.place_state(state), Progress(), 0, began)
+        create = functools.partial(create_state, optimizer=phases[0].optimizer, ema=bool(config.ema), seed=config.seed)
+        state = checked.partition.make_state(create, checked.partition.place_state(variables))
+        standing = Standing(state, Progress(), 0, began)
         origin = f"{config.weights}{'' if kept else ', classifier fresh'}" if checked.weights else "from scratch"
 
     log = _open_log(checked, standing)
@@ -257,7 +264,9 @@ def catch_up(phase: Phase, state: TrainState, saved: Progress, since: Progress) 
     return state.replace(opt_state=observe(phase.keys, state.opt_state, since.validation["validation"]["loss"]))
 
 
-def _state_shapes(model: Any, phase: Phase, *, ema: bool) -> TrainState:
+def state_shapes(model: Any, phase: Phase, *, ema: bool) -> TrainState:
+    """Returns the shapes of a state in a phase, without computing anything."""
+
     def create() -> TrainState:
         variables = model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
         return create_state(variables, phase.optimizer, ema=ema)
@@ -316,7 +325,7 @@ def _opening_words(checked: Checked, origin: str) -> list[str]:
 def _compiled_eval_steps(model: Any, partition: Partition) -> Callable[..., Any]:
     @functools.cache
     def eval_step(resolution: int, first: str | None = None) -> Callable[..., Any]:
-        step = make_eval_step(model, resolution=resolution, first=first, axis_name=partition.axis_name)
+        step = make_eval_step(model, resolution=resolution, first=first)
         return partition.compile_eval_step(step)
 
     return eval_step

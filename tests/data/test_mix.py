@@ -51,19 +51,19 @@ def test_mixup_keeps_the_larger_share_and_mixes_targets_alike():
     planes, targets = MIX(KEYS, PLANES, TARGETS, 0.4, 0.0)
     own = np.diag(targets)
     assert own.min() >= 0.5 and len(set(own.tolist())) == 8
-    assert np.allclose(np.asarray(targets)[np.arange(8), np.arange(8)[::-1]], 1 - own, atol=1e-6)
+    assert np.allclose(np.asarray(targets)[np.arange(8), np.arange(8) ^ 1], 1 - own, atol=1e-6)
     weights = own[:, None, None, None]
-    assert np.allclose(planes, weights * PLANES + (1 - weights) * PLANES[::-1], atol=1e-3)
+    assert np.allclose(planes, weights * PLANES + (1 - weights) * PLANES[np.arange(8) ^ 1], atol=1e-3)
 
 
 def test_cutmix_pastes_one_box_whose_area_is_the_partners_share():
     planes, targets = (np.asarray(array) for array in MIX(KEYS, PLANES, TARGETS, 0.0, 1.0))
     pasted = 0
     for index in range(8):
-        own, partner = np.asarray(PLANES[index]), np.asarray(PLANES[7 - index])
+        own, partner = np.asarray(PLANES[index]), np.asarray(PLANES[index ^ 1])
         box = np.all(planes[index] == partner, axis=0) & np.any(own != partner, axis=0)
         assert np.array_equal(planes[index][:, ~box], own[:, ~box])
-        assert targets[index, 7 - index] == pytest.approx(box.mean(), abs=1e-6)
+        assert targets[index, index ^ 1] == pytest.approx(box.mean(), abs=1e-6)
         assert targets[index].sum() == pytest.approx(1, abs=1e-6)
         rows, columns = np.nonzero(box)
         if len(rows):

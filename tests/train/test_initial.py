@@ -6,7 +6,7 @@ import pytest
 from effnet_jax.model.layers import BatchNorm
 from effnet_jax.train.config import check_config
 from effnet_jax.train.initial import make_model
-from effnet_jax.train.step.partition import AXIS
+from effnet_jax.train.step.partition import DATA, make_partition
 
 
 @pytest.mark.parametrize(("group", "shared_by"), [(0, 8), (8, 8), (4, 4), (2, 2), (1, 1)])
@@ -23,12 +23,20 @@ def test_a_group_of_replicas_shares_its_batch_statistics(group, shared_by):
         }
         return layer.apply(variables, inputs, update=True, mutable=["batch_stats"])[1]["batch_stats"]
 
-    found = jax.pmap(statistics, AXIS)(values)
+    partition = make_partition("pmap")
+    spec = jax.P(("data", "fsdp"))
+    mapped = jax.shard_map(
+        lambda inputs: jax.tree.map(lambda leaf: leaf[None], statistics(inputs[0])),
+        mesh=partition.mesh, in_specs=spec, out_specs=spec, check_vma=False,
+    )  # fmt: skip
+    found = jax.jit(mapped)(values)
     groups = values.reshape(8 // shared_by, -1, 3)
     for name, of_group in (("mean", groups.mean(1)), ("var", groups.var(1))):
         np.testing.assert_allclose(found[name], np.repeat(of_group, shared_by, axis=0), rtol=1e-4, atol=1e-5)
 
 
-def test_one_program_for_all_devices_has_no_replicas():
-    model = make_model(check_config({"weights": "w", "data": {"name": "x"}, "phases": [{"epochs": 1}]}), None, 4, 8)
-    assert model.batch_norm_axis is None and model.batch_norm_groups is None
+def test_under_pjit_all_devices_share_their_batch_statistics():
+    config = check_config({"weights": "w", "data": {"name": "x"}, "phases": [{"epochs": 1}]})
+    model = make_model(config, None, 4, 8)
+    assert DATA in model.batch_norm_axis and model.batch_norm_groups is None
+    assert make_model(config, None, 4, 1).batch_norm_axis is None

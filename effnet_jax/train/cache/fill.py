@@ -166,7 +166,7 @@ def fill_cache(run: Run, phase: Phase, state: TrainState, cache: TrunkCache) -> 
     devices = run.partition.local()
     augment = phase.make_augment(model.num_classes)
     # The weights as this process holds them: the arrays of a run of several processes belong to all.
-    trunk = devices.place_state(jax.tree.map(np.asarray, trunk_variables(plan, state.variables)))
+    trunk = devices.place_state(jax.tree.map(hosts.whole_array, trunk_variables(plan, state.variables)))
     share = devices.mesh.size
     batch_size = max(feed.eval_batch_size // hosts.count() // share, 1) * share
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from effnet_jax import hosts
 from effnet_jax.data.sources.base import Source, fingerprint
 from effnet_jax.errors import ConfigError
 from effnet_jax.summary import summarise
@@ -133,7 +134,7 @@ def trunk_hash(plan: CachePlan, variables: Mapping[str, Any]) -> str:
     """Returns a hash of `trunk_variables`."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(trunk_variables(plan, variables)):
-        array = np.ascontiguousarray(np.asarray(leaf))
+        array = np.ascontiguousarray(hosts.whole_array(leaf))
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()

@@ -7,7 +7,7 @@ from effnet_jax import choices
 from effnet_jax.data.augment_settings import AugmentSettings, read_settings
 from effnet_jax.errors import ConfigError, nearest
 from effnet_jax.model.variants import VARIANTS
-from effnet_jax.train.step.freeze import FreezePlan
+from effnet_jax.train.step.freeze import FreezePlan, units_of
 
 
 def make_plan(config: Mapping[str, Any], phase: Mapping[str, Any]) -> FreezePlan:
@@ -39,6 +39,8 @@ def check_run(config: Mapping[str, Any]) -> None:
     _choose(config["dtype"], choices.DTYPES, "dtype")
     _choose(config["batch_norm"], choices.BATCH_NORM_MODES, "batch_norm")
     _choose(config["partition"]["mode"], choices.PARTITION_MODES, "partition.mode")
+    _choose(config["partition"]["sharded"], choices.SHARDED, "partition.sharded")
+    _check_remat(config["remat"], config["variant"])
     _choose(config["data"]["crop"], ("", *choices.CROPS), "data.crop")
     _choose(config["data"]["evaluation"], choices.EVALUATIONS, "data.evaluation")
     _choose(config["data"]["on_bad_image"], choices.ON_BAD_IMAGE, "data.on_bad_image")
@@ -52,9 +54,16 @@ def check_run(config: Mapping[str, Any]) -> None:
         ("survival_prob", 0.05, 1.0),
         ("batch_norm_momentum", 0.0, 1.0),
         ("ema", 0.0, 0.999999),
+        ("microbatches", 1, _HUGE),
     ):
         _within(config[key], low, high, key)
     _within(config["partition"]["batch_norm_group"], 0, _HUGE, "partition.batch_norm_group")
+    _within(config["partition"]["fsdp"], 1, _HUGE, "partition.fsdp")
+    if config["partition"]["fsdp"] > 1 and config["partition"]["mode"] != "pjit":
+        raise ConfigError(
+            f"partition.fsdp={config['partition']['fsdp']} goes with partition.mode='pjit': under pmap each device has "
+            "the whole state. Set it to 1, or take pjit"
+        )
     if config["partition"]["batch_norm_group"] and config["partition"]["mode"] != "pmap":
         raise ConfigError(
             f"partition.batch_norm_group={config['partition']['batch_norm_group']} goes with partition.mode='pmap': "
@@ -88,28 +97,43 @@ def check_batch_size(batch_size: int, devices: int, name: str = "batch_size") ->
 
 
 def check_devices(config: Mapping[str, Any], devices: int) -> None:
-    """Raises ConfigError where a batch cannot be shared by the devices, or is mixed and cut apart (pmap)."""
+    """Raises ConfigError where devices, pieces and pairs of a batch, or shares of a state do not come out even."""
     check_batch_size(config["batch_size"], devices)
-    size = config["partition"]["batch_norm_group"]
-    if size and devices % size:
-        sizes = ", ".join(str(size) for size in range(1, devices + 1) if devices % size == 0)
-        raise ConfigError(
-            f"partition.batch_norm_group={size} does not divide the {devices} devices into groups: use one of {sizes}, "
-            "or 0 for all together"
-        )
+    for key in ("batch_norm_group", "fsdp"):
+        size = config["partition"][key]
+        if size and devices % size:
+            sizes = ", ".join(str(size) for size in range(1, devices + 1) if devices % size == 0)
+            raise ConfigError(
+                f"partition.{key}={size} does not divide the {devices} devices into groups: use one of {sizes}"
+                + ", or 0 for all together" * (key == "batch_norm_group")
+            )
     if config["eval_batch_size"]:
         check_batch_size(config["eval_batch_size"], devices, "eval_batch_size")
-    if config["partition"]["mode"] != "pmap" or devices == 1:
+    share, pieces = config["batch_size"] // devices, config["microbatches"]
+    if share % pieces:
+        sizes = ", ".join(str(size) for size in range(1, share + 1) if share % size == 0)
+        raise ConfigError(
+            f"microbatches={pieces} does not divide the {share} images of each device (batch_size="
+            f"{config['batch_size']} over {devices}): use one of {sizes}"
+        )
+    if share // pieces % 2 == 0 or config["batch_size"] == share // pieces:
         return
     for index, keys in enumerate(config["phases"]):
         settings = augment_settings(config, keys)
         used = [name for name in ("mixup", "cutmix") if settings[name]]
         if used:
             raise ConfigError(
-                f"phases[{index}] ({keys['name']!r}) uses {' and '.join(used)}, which takes partners from the whole "
-                f"batch, and partition.mode='pmap' gives each of {devices} devices a part of it only: set "
-                f"partition.mode='pjit', or {' and '.join(f'augment.{name}=0' for name in used)}"
+                f"phases[{index}] ({keys['name']!r}) uses {' and '.join(used)}, which mixes pairs of neighbours, and "
+                f"{share // pieces} images at a time on each of {devices} devices make no pairs: take an even number, "
+                f"such as batch_size={2 * pieces * devices * max(1, round(share / pieces / 2))}, or set "
+                f"{' and '.join(f'augment.{name}=0' for name in used)}"
             )
+
+
+def _check_remat(remat: Any, variant: str) -> None:
+    if not isinstance(remat, bool | list | tuple):
+        raise ConfigError(f"remat={remat!r} needs True, False, or patterns of units, such as ('stem', 'block1')")
+    units_of(remat, variant)
 
 
 def _check_resolution(resolution: int, place: str) -> None:

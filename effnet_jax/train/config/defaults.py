@@ -36,7 +36,8 @@ def default_config() -> ConfigDict:
             "batch_size": 64,  # of all devices together
             "eval_batch_size": 0,  # 0: batch_size
             "dtype": "float32",
-            "remat": False,  # recompute blocks in the backward pass: less memory, more time
+            "remat": _any(False),  # patterns of units to compute again in the backward pass: less memory; True: all
+            "microbatches": 1,  # pieces of a device's share of a batch, one after the other: less memory
             "dropout": config_dict.placeholder(float),  # None: the variant's
             "survival_prob": 0.8,
             "batch_norm": "frozen",  # in trained units: "frozen" for transfer, "train" from scratch
@@ -60,6 +61,8 @@ def default_config() -> ConfigDict:
             "augment": {name: _any(value) if name in _OPEN else value for name, value in AUGMENT_DEFAULTS.items()},
             "partition": {
                 "mode": "pjit",
+                "fsdp": 1,  # devices that share one copy of the state; 1: each has all of it
+                "sharded": "state",  # what of it they share: "state", or "optimizer" (its state and averages)
                 "batch_norm_group": 0,  # replicas that share batch statistics under pmap; 0: all, 1: each has its own
             },
             "checkpoint": {
@@ -226,6 +229,8 @@ def _complete(given: Any, defaults: Mapping[str, Any], where: str) -> dict[str, 
 def _typed(value: Any, default: Any, place: str) -> Any:
     if default is None or place.endswith("augment.zoom"):  # whoever reads it checks it
         return value
+    if place == "remat":  # likewise; True and False, or patterns
+        return (value,) if isinstance(value, str) else value
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(default, tuple) and isinstance(value, str):  # one pattern of units

@@ -39,6 +39,7 @@ from effnet_jax.train.rundir.snapshot import (
     Snapshot,
     checksums,
     copied,
+    gathered,
     matched,
     nested,
     one_line,
@@ -128,6 +129,7 @@ class Checkpoints:
           DiskError: the disk is full, or was when the one before was written.
           RunError: a value of the state is not finite.
         """
+        snapshot = gathered(snapshot)
         if self._manager is None:
             return
         self._settle()
@@ -144,6 +146,7 @@ class Checkpoints:
 
         So the best is there to be exported, and epochs of seconds do not write the model each time.
         """
+        snapshot = gathered(snapshot)
         if self._manager is None:
             return
         step = int(snapshot.state.step)

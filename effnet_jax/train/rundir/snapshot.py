@@ -17,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from effnet_jax import files
+from effnet_jax import files, hosts
 from effnet_jax.errors import PathError, RunError
 from effnet_jax.train.rundir.progress import Progress, is_sealed, sealed
 from effnet_jax.train.step.state import TrainState
@@ -61,6 +61,11 @@ class Snapshot:
 
 class NotFinite(Exception):
     """A value that is no number, in a state that was to be saved."""
+
+
+def gathered(snapshot: Snapshot) -> Snapshot:
+    """Brings what other processes hold of a sharded state into this one's memory; all call it, in the same order."""
+    return dataclasses.replace(snapshot, state=jax.tree.map(hosts.readable, snapshot.state))
 
 
 def copied(snapshot: Snapshot) -> tuple[int, Leaves, dict[str, Any]]:

@@ -60,8 +60,7 @@ class FreezePlan:
     @functools.cached_property
     def trained_units(self) -> tuple[str, ...]:
         """The trained units, from the input to the output."""
-        chosen = set().union(*(_resolve(pattern, self.variant) for pattern in self.trained))
-        return tuple(unit for unit in self.units if unit in chosen)
+        return units_of(self.trained, self.variant)
 
     @property
     def trains_classifier(self) -> bool:
@@ -163,6 +162,18 @@ class FreezePlan:
                 }
             )
         return rows
+
+
+def units_of(patterns: bool | Sequence[str], variant: str) -> tuple[str, ...]:
+    """Returns the units that some patterns name, from the input to the output; True: all, False: none.
+
+    Raises:
+      PatternError: a pattern names no unit, or a part of one.
+    """
+    if isinstance(patterns, bool):
+        return get_variant(variant).units if patterns else ()
+    chosen = set().union(*(_resolve(pattern, variant) for pattern in patterns))
+    return tuple(unit for unit in get_variant(variant).units if unit in chosen)
 
 
 def _flat(tree: Params) -> dict[tuple[str, ...], Any]:

@@ -14,6 +14,9 @@ from effnet_jax.train.step.state import TrainState, Variables, update_ema
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 Augment = Callable[[Batch, jax.Array], tuple[jax.Array, jax.Array]]
+Others = dict[str, Any]  # what a gradient depends on besides: frozen, batch_stats, seed, step
+# (trained, others, batch) → (gradients, moving statistics, metrics)
+Gradients = Callable[[Any, Others, Batch], tuple[Any, Any, Metrics]]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 EvalStep = Callable[[Variables, Batch], Metrics]
 
@@ -72,7 +75,7 @@ def make_train_step(
     views: int = 0,
     first: str | None = None,
     ema_decay: float = 0.0,
-    axis_name: str | None = None,
+    averaged: Callable[[Gradients], Gradients] = lambda gradients: gradients,
 ) -> TrainStep:
     """Makes the training step of a phase.
 
@@ -90,27 +93,22 @@ def make_train_step(
       views: see `view_keys`.
       first: the unit to start from, where `augment` gives what that unit takes instead of images; None is the stem.
       ema_decay: of the moving averages; 0: none are kept.
-      axis_name: the mapped axis over which gradients, statistics and metrics are averaged (`pmap`), or None where one
-        program sees the global batch (`pjit`).
+      averaged: makes the gradients of the global batch from those of a piece of it, as a `Partition` does.
 
     Returns:
       A function (state, batch) → (state, metrics `loss`, `accuracy`, `gradient_norm`): means over the global batch,
       the norm over trained leaves only.
     """
 
-    def mean(tree: Any) -> Any:
-        return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
-
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        inputs, targets = augment(batch, view_keys(state.seed, state.step, batch, views))
+    def of_piece(trained: Any, others: Others, batch: Batch) -> tuple[Any, Any, Metrics]:
+        inputs, targets = augment(batch, view_keys(others["seed"], others["step"], batch, views))
         if first:
             inputs = inputs.astype(unit_dtype(model, inputs))
-        noise = example_keys(state.seed, PURPOSE_MODEL, state.step, batch["index"])
-        trained, frozen = plan.split(state.params)
+        noise = example_keys(others["seed"], PURPOSE_MODEL, others["step"], batch["index"])
 
         def loss_of(trained: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
             logits, updates = model.apply(
-                {"params": plan.merge(trained, frozen), "batch_stats": state.batch_stats},
+                {"params": plan.merge(trained, others["frozen"]), "batch_stats": others["batch_stats"]},
                 inputs,
                 first=first,
                 train=plan.stochastic_units,
@@ -122,42 +120,47 @@ def make_train_step(
             return jnp.mean(cross_entropy(logits, targets)), (logits, updates["batch_stats"])
 
         (loss, (logits, statistics)), gradients = jax.value_and_grad(loss_of, has_aux=True)(trained)
-        gradients = mean(gradients)
-        moving, _ = plan.split_statistics(statistics)
-        _, still = plan.split_statistics(state.batch_stats)
+        hits = jnp.argmax(logits, -1) == jnp.argmax(targets, -1)
+        metrics = {"loss": loss, "accuracy": jnp.mean(hits, dtype=jnp.float32)}
+        return gradients, plan.split_statistics(statistics)[0], metrics
+
+    gradients_of = averaged(of_piece)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        trained, frozen = plan.split(state.params)
+        others = {"frozen": frozen, "batch_stats": state.batch_stats, "seed": state.seed, "step": state.step}
+        gradients, moving, metrics = gradients_of(trained, others, batch)
 
         def whole(gradients: Any) -> Any:
             # The optimizer masks frozen leaves out by the plan's labels; the zeros only give the tree its shape.
             return plan.merge(gradients, jax.tree.map(jnp.zeros_like, frozen))
 
-        def gradients_at(params: Any, _: int) -> Any:  # only SAM asks; averaged, so that all devices see one batch
-            return whole(mean(jax.grad(loss_of, has_aux=True)(plan.split(params)[0])[0]))
+        def gradients_at(params: Any, _: int) -> Any:  # only SAM asks
+            return whole(gradients_of(plan.split(params)[0], others, batch)[0])
 
         rule = optax.with_extra_args_support(optimizer)
         updates, opt_state = rule.update(whole(gradients), state.opt_state, state.params, grad_fn=gradients_at)
+        _, still = plan.split_statistics(state.batch_stats)
         new = state.replace(
             step=state.step + 1,
             params=plan.merge(optax.apply_updates(trained, plan.split(updates)[0]), frozen),
-            batch_stats={**still, **mean(moving)},
+            batch_stats={**still, **moving},
             opt_state=opt_state,
         )
         if state.ema is not None:
             new = new.replace(ema=update_ema(state.ema, new, plan, ema_decay))
-        hits = jnp.argmax(logits, -1) == jnp.argmax(targets, -1)
-        metrics = mean({"loss": loss, "accuracy": jnp.mean(hits, dtype=jnp.float32)})
         return new, {**metrics, "gradient_norm": optax.tree.norm(gradients)}
 
     return train_step
 
 
-def make_eval_step(model: Any, *, resolution: int, first: str | None = None, axis_name: str | None = None) -> EvalStep:
+def make_eval_step(model: Any, *, resolution: int, first: str | None = None) -> EvalStep:
     """Makes the evaluation step: sums over a batch, so that adding them up is exact for any number of examples.
 
     Args:
       model: from `create_model`.
       resolution: side of the images; small ones arrive as uint8 and are resized here.
       first: the unit to start from, where `image` holds what that unit takes; None is the stem.
-      axis_name: the mapped axis over which the sums are added (`pmap`), or None.
 
     Returns:
       A function (variables, batch with `image`, `label`, `mask`) → sums `correct`, `loss`, `count`, float32 [].
@@ -174,11 +177,10 @@ def make_eval_step(model: Any, *, resolution: int, first: str | None = None, axi
         correct = (jnp.argmax(logits, -1) == batch["label"]).astype(jnp.float32)
         mask = batch["mask"]
         # `where` and not a product: a padded row's loss may be anything, even not a number.
-        sums = {
+        return {
             "correct": jnp.sum(jnp.where(mask > 0, correct, 0.0)),
             "loss": jnp.sum(jnp.where(mask > 0, loss, 0.0)),
             "count": jnp.sum(mask),
         }
-        return sums if axis_name is None else jax.lax.psum(sums, axis_name)
 
     return eval_step

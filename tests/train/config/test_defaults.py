@@ -5,7 +5,7 @@ import sys
 import pytest
 from ml_collections import ConfigDict
 
-from effnet_jax.errors import ConfigError, EffnetError, run_command
+from effnet_jax.errors import ConfigError, EffnetError, PatternError, run_command
 from effnet_jax.train import __main__ as command
 from effnet_jax.train.config import PHASE_DEFAULTS, check_config, default_config, difference, phase, to_json
 from effnet_jax.train.config.checks import augment_settings, check_devices, make_plan
@@ -122,16 +122,32 @@ def test_groups_of_replicas_divide_the_devices():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"augment__mixup": 0.2}, r"phases\[0\] \('head'\) uses mixup.*partition.mode='pjit', or augment.mixup=0"),
+        ({"augment__mixup": 0.2}, r"phases\[0\] \('head'\) uses mixup.*batch_size=32, or set augment.mixup=0"),
         ({"phases__1__augment": {"cutmix": 1.0}}, r"phases\[1\] \('all'\) uses cutmix"),
     ],
 )
-def test_pmap_does_not_mix_parts_of_a_batch(changes, message):
-    config = check_config(a_config(partition__mode="pmap", **changes))
+def test_mixing_needs_pairs_on_each_device(changes, message):
+    config = check_config(a_config(batch_size=40, **changes))  # 5 on each of 8
     with pytest.raises(ConfigError, match=message):
         check_devices(config, 8)
-    check_devices(config, 1)
-    check_devices(check_config(a_config(**changes)), 8)
+    check_devices(check_config(a_config(batch_size=41, **changes)), 1)
+    check_devices(check_config(a_config(batch_size=48, **changes)), 8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"partition__fsdp": 3}, "partition.fsdp=3 does not divide the 8 devices into groups: use one of 1, 2, 4, 8$"),
+        ({"microbatches": 3}, r"microbatches=3 does not divide the 4 images of each device .*: use one of 1, 2, 4$"),
+        ({"partition__fsdp": 2, "partition__mode": "pmap"}, "goes with partition.mode='pjit'"),
+        ({"partition__sharded": "optimiser"}, "did you mean 'optimizer'"),
+        ({"remat": ("block9",)}, "'block9' matches no unit"),
+        ({"remat": 3}, "remat=3 needs True, False, or patterns of units"),
+    ],
+)
+def test_shares_of_a_batch_and_of_a_state_come_out_even(changes, message):
+    with pytest.raises((ConfigError, PatternError), match=message):
+        check_devices(check_config(a_config(batch_size=32, **changes)), 8)
 
 
 def test_difference_names_keys_and_both_values():

@@ -1,14 +1,17 @@
 """Which rows a process loads, and where they come to lie."""
 
+import functools
 import socket
 import subprocess
 import sys
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from effnet_jax.train.step.partition import make_partition
+from effnet_jax.train.step.state import create_state
 
 ORDERS = {
     "in order": [0, 1, 2, 3, 4, 5, 6, 7],
@@ -28,6 +31,27 @@ def test_a_batch_keeps_its_order_in_any_order_of_the_mesh(order):
         assert [shard.device for shard in value.addressable_shards] and len(value.addressable_shards) == 8
     first = next(shard for shard in placed["index"].addressable_shards if shard.index[0].start in (0, None))
     assert first.device == jax.devices()[order[0]]
+
+
+def test_a_sharded_state_is_on_no_device_as_a_whole():
+    partition = make_partition("pjit", fsdp=4)
+    create = functools.partial(create_state, optimizer=optax.adam(1e-3), ema=True)
+    values = {"params": {"a": {"kernel": np.ones((3, 3, 16, 40), np.float32), "bias": np.ones(40, np.float32)}}}
+    state = partition.make_state(create, partition.place_state({**values, "batch_stats": {}}))
+    cut = {"a": state.params["a"]["kernel"], "mu": state.opt_state[0].mu["a"]["kernel"],
+           "ema": state.ema["params"]["a"]["kernel"]}  # fmt: skip
+    for name, kernel in cut.items():
+        assert {shard.data.shape for shard in kernel.addressable_shards} == {(3, 3, 16, 10)}, name
+    assert state.params["a"]["bias"].sharding.is_fully_replicated  # small
+    # Elsewhere it is whole again, and back, to the bit.
+    for other in (make_partition("pjit", jax.devices()[:1]), make_partition("pjit", fsdp=2, sharded="optimizer")):
+        there = other.place_state(state)
+        back = partition.place_state(there)
+        for old, moved, new in zip(*map(jax.tree.leaves, (state, there, back)), strict=True):
+            assert np.array_equal(old, moved) and np.array_equal(old, new)
+            assert new.sharding.is_equivalent_to(old.sharding, old.ndim)
+    assert there.params["a"]["kernel"].sharding.is_fully_replicated
+    assert not there.opt_state[0].nu["a"]["kernel"].sharding.is_fully_replicated
 
 
 # Two processes of two devices; the mesh has the devices of the first at positions 0 and 3.

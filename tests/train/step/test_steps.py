@@ -71,25 +71,60 @@ def test_training_the_classifier_costs_little_more_than_the_forward_pass(make_st
     assert training <= 1.1 * forward
 
 
-def test_eight_devices_get_the_losses_of_one(make_step, batch):
-    losses = {}
-    for mode, count in (("pjit", 1), ("pjit", 8), ("pmap", 8)):
+# name: (mode, devices, fsdp, what is sharded, microbatches)
+LAYOUTS = {
+    "pjit": ("pjit", 8, 1, "state", 1),
+    "pmap": ("pmap", 8, 1, "state", 1),
+    "fsdp": ("pjit", 8, 8, "state", 1),
+    "data and fsdp": ("pjit", 8, 2, "state", 2),
+    "sharded optimizer": ("pjit", 8, 4, "optimizer", 1),
+    "microbatches": ("pjit", 1, 1, "state", 4),
+}
+
+
+@pytest.fixture(scope="module")
+def four_steps(make_step, batch):
+    """A function from a layout to (loss, accuracy and norm of four steps, the state after them)."""
+
+    def run(mode, count, fsdp, sharded, microbatches, **keys):
         # In another order than JAX's own, as a torus may give it.
-        partition = make_partition(mode, jax.devices()[:count][::-1])
-        _, state, step = make_step(
-            train=("block7:",), learning_rate=0.01, axis_name=partition.axis_name, ema=0.9, clip_norm=1.0
-        )
+        devices = jax.devices()[:count][::-1]
+        partition = make_partition(mode, devices, fsdp=fsdp, sharded=sharded, microbatches=microbatches)
+        _, state, step = make_step(partition=partition, ema=0.9, clip_norm=1.0, **keys)
         state, step = partition.place_state(state), partition.compile_train_step(step)
         rows = []
         for _ in range(4):
             given, (state, metrics) = state, step(state, partition.place_batch(batch))
             assert given.params["block7a"]["expand_conv"]["kernel"].is_deleted()  # the state is given away
-            assert state.params["classifier"]["kernel"].sharding.is_fully_replicated
             rows.append([float(metrics[key]) for key in ("loss", "accuracy", "gradient_norm")])
-        losses[mode, count] = np.array(rows)
-        assert losses[mode, count][-1, 0] < losses[mode, count][0, 0]
-    np.testing.assert_allclose(losses["pjit", 8], losses["pjit", 1], rtol=1e-4)
-    np.testing.assert_allclose(losses["pmap", 8], losses["pjit", 1], rtol=1e-4)
+        for leaf, wanted in zip(*map(jax.tree.leaves, (state, partition.state_shardings(state))), strict=True):
+            assert leaf.sharding.is_equivalent_to(wanted, leaf.ndim)
+        return np.array(rows), state
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def one_device(four_steps):
+    return four_steps("pjit", 1, 1, "state", 1, train=("block7:",), learning_rate=0.01)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_the_losses_are_the_same_however_state_and_batch_lie(four_steps, one_device, layout):
+    rows, _ = four_steps(*layout, train=("block7:",), learning_rate=0.01)
+    assert rows[-1, 0] < rows[0, 0]
+    np.testing.assert_allclose(rows, one_device[0], rtol=1e-4)
+
+
+def test_batch_norm_that_is_trained_sees_the_batch_of_all_devices(four_steps):
+    keys = {"train": ("block7:",), "batch_norm": "train", "learning_rate": 0.01}
+    one, state = four_steps("pjit", 1, 1, "state", 1, **keys)
+    eight, on_eight = four_steps("pjit", 8, 2, "state", 1, **keys)
+    np.testing.assert_allclose(eight, one, rtol=1e-4)
+    for name, value in leaves(state.batch_stats["block7a"]).items():
+        np.testing.assert_allclose(
+            leaves(on_eight.batch_stats["block7a"])[name], value, rtol=1e-4, atol=1e-6, err_msg=name
+        )
 
 
 def test_noise_belongs_to_seed_purpose_step_and_example():
@@ -137,13 +172,14 @@ def linear():
         del keys
         return batch["image"], jax.nn.one_hot(batch["label"], 3)
 
-    def make(sam, axis_name=None):
+    def make(sam, partition=None):
         plan = FreezePlan("lite0", ("top", "classifier"), batch_norm="train")
         keys = phase(steps=1, momentum=0.0, weight_decay=0.01, sam=sam)
         optimizer = make_optimizer(keys, plan, lambda step: RATE)
         statistics = {"top": {"bn": {"mean": jnp.zeros(5)}}}
         state = create_state({"params": params, "batch_stats": statistics}, optimizer, ema=False, seed=3)
-        return state, make_train_step(Linear(), plan, optimizer, augment, axis_name=axis_name), batch
+        averaged = {"averaged": partition.averaged_gradients} if partition else {}
+        return state, make_train_step(Linear(), plan, optimizer, augment, **averaged), batch
 
     return make
 
@@ -188,7 +224,7 @@ def test_sam_sees_one_batch_on_any_number_of_devices(linear):
     weights = []
     for mode, count in (("pjit", 1), ("pjit", 8), ("pmap", 8)):
         partition = make_partition(mode, jax.devices()[:count])
-        state, step, batch = linear(RHO, partition.axis_name)
+        state, step, batch = linear(RHO, partition)
         state, step = partition.place_state(state), partition.compile_train_step(step)
         for _ in range(3):
             state, _ = step(state, partition.place_batch(batch))
