@@ -38,7 +38,7 @@ def normalise(
       [..., C].
     """
     factor = scale * lax.rsqrt(var + EPSILON)
-    return _affine(activation, jnp.dtype(dtype), inputs, mean, factor, bias)
+    return _affine(activation, jnp.dtype(dtype), False, inputs, mean, factor, bias)
 
 
 def _activated(activation: Activation | None, centred: Array, factor: Array, bias: Array) -> Array:
@@ -46,23 +46,30 @@ def _activated(activation: Activation | None, centred: Array, factor: Array, bia
     return activation(outputs) if activation else outputs
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _affine(activation: Activation | None, dtype: Any, inputs: Array, mean: Array, factor: Array, bias: Array) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _affine(
+    activation: Activation | None, dtype: Any, summed: bool, inputs: Array, mean: Array, factor: Array, bias: Array
+) -> Array:
     return _activated(activation, inputs.astype(jnp.float32) - mean, factor, bias).astype(dtype)
 
 
-def _affine_forward(activation: Activation | None, dtype: Any, *operands: Array) -> tuple[Array, tuple[Array, ...]]:
-    return _affine(activation, dtype, *operands), operands
+def _affine_forward(
+    activation: Activation | None, dtype: Any, summed: bool, *operands: Array
+) -> tuple[Array, tuple[Array, ...]]:
+    return _affine(activation, dtype, summed, *operands), operands
 
 
 def _affine_backward(
-    activation: Activation | None, dtype: Any, kept: tuple[Array, ...], cotangent: Array
+    activation: Activation | None, dtype: Any, summed: bool, kept: tuple[Array, ...], cotangent: Array
 ) -> tuple[Array, Array, Array, Array]:
     inputs, mean, factor, bias = kept
     centred = inputs.astype(jnp.float32) - mean
     _, pull = jax.vjp(functools.partial(_activated, activation), centred, factor, bias)
     inner, factor_gradient, bias_gradient = pull(cotangent.astype(jnp.float32))
-    return inner.astype(inputs.dtype), -factor * bias_gradient, factor_gradient, bias_gradient
+    inner = inner.astype(inputs.dtype)
+    if summed:  # else it would be written in float32, in which it is added up
+        inner = lax.optimization_barrier(inner)
+    return inner, -factor * bias_gradient, factor_gradient, bias_gradient
 
 
 _affine.defvjp(_affine_forward, _affine_backward)
@@ -130,7 +137,7 @@ def _batch(
     activation: Activation | None, dtype: Any, average: Average, inputs: Array, scale: Array, bias: Array, shift: Array
 ) -> tuple[Array, Array, Array]:
     mean, var = batch_moments(inputs, shift, average)
-    return _affine(activation, dtype, inputs, mean, scale * lax.rsqrt(var + EPSILON), bias), mean, var
+    return _affine(activation, dtype, False, inputs, mean, scale * lax.rsqrt(var + EPSILON), bias), mean, var
 
 
 def _batch_forward(
@@ -167,3 +174,48 @@ def _batch_backward(
 
 
 _batch.defvjp(_batch_forward, _batch_backward)
+
+
+def pointwise_moments(inputs: Array, kernel: Array, average: Average = lambda tree: tree) -> tuple[Array, Array]:
+    """Returns mean and population variance of what a 1×1 convolution makes, from the moments of what it takes.
+
+    Of y = x k the mean is mean(x) k, and the variance of channel f is k_f' cov(x) k_f. An expansion's input has a sixth
+    of its output's channels, so that it is this narrow array which is read for the statistics, and which their gradient
+    goes to.
+
+    Args:
+      inputs: [..., C], this device's share of the batch.
+      kernel: [C, F], in the inputs' type.
+      average: over the devices that share a batch; called once.
+
+    Returns:
+      float32 [F] each.
+    """
+    rows = inputs.reshape(-1, inputs.shape[-1])
+    squares = lax.dot_general(  # products of bfloat16 are exact in float32, in which they are added up
+        rows,
+        rows,
+        (((0,), (0,)), ((), ())),
+        precision=lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )
+    mean, squares = average((jnp.mean(rows, 0, dtype=jnp.float32), squares / rows.shape[0]))
+    covariance = squares - jnp.outer(mean, mean)
+    weights = kernel.astype(jnp.float32)
+    multiply = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+    return multiply(mean, weights), jnp.maximum(jnp.sum(weights * multiply(covariance, weights), 0), 0.0)
+
+
+def normalise_pointwise(
+    outputs: Array,
+    scale: Array,
+    bias: Array,
+    source: tuple[Array, Array],
+    activation: Activation | None,
+    dtype: Any,
+    average: Average = lambda tree: tree,
+) -> tuple[Array, Array, Array]:
+    """Does as `normalise_batch` for a 1×1 convolution, by the moments of its `source`: (inputs, kernel [C, F])."""
+    mean, var = pointwise_moments(*source, average)
+    normalised = _affine(activation, jnp.dtype(dtype), True, outputs, mean, scale * lax.rsqrt(var + EPSILON), bias)
+    return normalised, lax.stop_gradient(mean), lax.stop_gradient(var)

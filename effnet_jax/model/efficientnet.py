@@ -26,6 +26,10 @@ def _activation(lite: bool) -> layers.Function:
     return nn.relu6 if lite else nn.swish
 
 
+# Expansions of at least so many bytes do not stay on the chip: a quarter of a TPU v5e's on-chip memory.
+_WIDE = 32 * 2**20
+
+
 class Stem(nn.Module):
     """Normalisation of the pixels, a 3×3 convolution of stride 2, batch norm, activation."""
 
@@ -51,6 +55,7 @@ class MBConv(nn.Module):
     batch_norm: Any
     survival_prob: float
     dtype: Any
+    narrow_moments: bool = False
 
     @nn.compact
     def __call__(self, inputs: Array, update_batch_norm: bool = False, keys: Array | None = None) -> Array:
@@ -58,8 +63,11 @@ class MBConv(nn.Module):
         conv = functools.partial(layers.Conv, dtype=self.dtype)
         outputs = inputs
         if block.expand_ratio != 1:  # [N, h, w, in] → [N, h, w, expanded]
-            outputs = conv(block.expanded_filters, name="expand_conv")(outputs)
-            outputs = self.batch_norm(name="expand_bn")(outputs, update_batch_norm, activation)
+            expand = conv(block.expanded_filters, name="expand_conv")
+            outputs, source = expand(outputs), None
+            if self.narrow_moments and update_batch_norm and outputs.nbytes >= _WIDE and not self.is_initializing():
+                source = (inputs.astype(self.dtype), expand.variables["params"]["kernel"][0, 0].astype(self.dtype))
+            outputs = self.batch_norm(name="expand_bn")(outputs, update_batch_norm, activation, source)
         # [N, h, w, expanded] → [N, h/stride, w/stride, expanded]
         depthwise = conv(block.expanded_filters, block.kernel_size, block.stride, depthwise=True, name="depthwise_conv")
         outputs = self.batch_norm(name="depthwise_bn")(depthwise(outputs), update_batch_norm, activation)
@@ -115,6 +123,7 @@ class EfficientNet(nn.Module):
     batch_norm_momentum: float = layers.BATCH_NORM_MOMENTUM
     batch_norm_axis: str | tuple[str, ...] | None = None
     batch_norm_groups: tuple[tuple[int, ...], ...] | None = None
+    batch_norm_narrow_moments: bool = False
 
     def setup(self) -> None:
         batch_norm = functools.partial(
@@ -134,7 +143,10 @@ class EfficientNet(nn.Module):
             # The variant's rates belong to a deepest survival probability of 0.8; another one scales them.
             survival_prob = 1.0 - (1.0 - block.survival_prob) * (1.0 - self.survival_prob) / (1.0 - SURVIVAL_PROB)
             block_type = kind(MBConv, block.name)
-            setattr(self, block.name, block_type(block, self.variant.lite, batch_norm, survival_prob, self.dtype))
+            module = block_type(
+                block, self.variant.lite, batch_norm, survival_prob, self.dtype, self.batch_norm_narrow_moments
+            )
+            setattr(self, block.name, module)
         self.top = kind(Top, "top")(self.variant, batch_norm, self.dtype)
         if self.include_top:
             self.classifier = layers.Dense(self.num_classes)
@@ -264,6 +276,7 @@ def create_model(
     batch_norm_momentum: float = layers.BATCH_NORM_MOMENTUM,
     batch_norm_axis: str | tuple[str, ...] | None = None,
     batch_norm_groups: tuple[tuple[int, ...], ...] | None = None,
+    batch_norm_narrow_moments: bool = False,
 ) -> EfficientNet:
     """Makes an EfficientNet.
 
@@ -283,6 +296,8 @@ def create_model(
       batch_norm_axis: name or names of the mapped axes of devices that share batch statistics (`jax.shard_map`), or
         None.
       batch_norm_groups: device numbers of each group that shares them, or None for all together.
+      batch_norm_narrow_moments: whether batch statistics of expansions too wide for a chip's own memory come from the
+        moments of their inputs: less traffic on TPU, the same numbers up to rounding.
 
     Returns:
       A Linen module; `model.init(key, images)` makes `{"params": …, "batch_stats": …}`.
@@ -320,6 +335,7 @@ def create_model(
         batch_norm_momentum=batch_norm_momentum,
         batch_norm_axis=batch_norm_axis,
         batch_norm_groups=batch_norm_groups,
+        batch_norm_narrow_moments=batch_norm_narrow_moments,
     )
 
 

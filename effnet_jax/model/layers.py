@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from effnet_jax.model.batch_norm import normalise, normalise_batch
+from effnet_jax.model.batch_norm import normalise, normalise_batch, normalise_pointwise
 from effnet_jax.model.convolutions import Function, depthwise_conv, full_conv, pointwise_conv
 
 # Source: efficientnet_builder.py.
@@ -91,8 +91,21 @@ class BatchNorm(nn.Module):
     axis_groups: tuple[tuple[int, ...], ...] | None = None
 
     @nn.compact
-    def __call__(self, inputs: Array, update: bool = False, activation: Function | None = None) -> Array:
-        """Normalises [..., C] and applies the activation."""
+    def __call__(
+        self,
+        inputs: Array,
+        update: bool = False,
+        activation: Function | None = None,
+        source: tuple[Array, Array] | None = None,
+    ) -> Array:
+        """Normalises [..., C] and applies the activation.
+
+        Args:
+          inputs: a convolution's outputs.
+          update: whether with the batch's statistics, which then enter the stored ones.
+          activation: applied to the result, or None.
+          source: of a 1×1 convolution, its inputs and kernel: statistics are taken from their moments.
+        """
         shape = (inputs.shape[-1],)
         scale = self.param("scale", nn.initializers.ones, shape)
         bias = self.param("bias", nn.initializers.zeros, shape)
@@ -103,7 +116,12 @@ class BatchNorm(nn.Module):
         average = self._average
         if self.is_initializing():
             average = _alone
-        outputs, mean, var = normalise_batch(inputs, scale, bias, stored_mean.value, activation, self.dtype, average)
+        if source is not None:
+            outputs, mean, var = normalise_pointwise(inputs, scale, bias, source, activation, self.dtype, average)
+        else:
+            outputs, mean, var = normalise_batch(
+                inputs, scale, bias, stored_mean.value, activation, self.dtype, average
+            )
         if not self.is_initializing():
             keep = self.momentum
             stored_mean.value = keep * stored_mean.value + (1.0 - keep) * mean

@@ -38,8 +38,10 @@ def check_weights(config: Mapping[str, Any]) -> Metadata | None:
     return metadata
 
 
-def make_model(config: Mapping[str, Any], metadata: Metadata | None, num_classes: int, devices: int) -> EfficientNet:
-    """Makes the model of a run; batch norm sees the axes of the devices, each of which runs on its share."""
+def make_model(
+    config: Mapping[str, Any], metadata: Metadata | None, num_classes: int, devices: int, platform: str = "cpu"
+) -> EfficientNet:
+    """Makes the model of a run on so many devices of a platform; batch norm sees the axes of the devices, each of which runs on its share."""
     axis, groups = batch_norm_sharing(config, devices)
     return create_model(
         config["variant"],
@@ -52,6 +54,7 @@ def make_model(config: Mapping[str, Any], metadata: Metadata | None, num_classes
         batch_norm_momentum=config["batch_norm_momentum"],
         batch_norm_axis=axis,
         batch_norm_groups=groups,
+        batch_norm_narrow_moments=platform == "tpu",
     )
 
 

@@ -55,7 +55,7 @@ def phase_programs(
         config.partition.mode, devices, fsdp=config.partition.fsdp, sharded=config.partition.sharded,
         microbatches=config.microbatches,
     )  # fmt: skip
-    model = make_model(config, metadata, num_classes, partition.mesh.size)
+    model = make_model(config, metadata, num_classes, partition.mesh.size, partition.platform)
     phases = make_phases(config, images, crop=metadata.crop if metadata else "frac")
     return [_phase_programs(config, phase, model, partition) for phase in phases]
 

@@ -186,7 +186,7 @@ def open_run(checked: Checked, stack: contextlib.ExitStack) -> tuple[Run, Standi
         {split: len(source) for split, source in sources.items()},
         crop=checked.weights.crop if checked.weights else "frac",
     )
-    model = make_model(config, checked.weights, classes, checked.partition.mesh.size)
+    model = make_model(config, checked.weights, classes, checked.partition.mesh.size, checked.partition.platform)
     screen = Screen(active=hosts.is_first())
 
     def state_at(progress: Progress) -> TrainState:

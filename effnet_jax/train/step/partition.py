@@ -43,6 +43,11 @@ class Partition:
     sharded: str = "state"
     microbatches: int = 1
 
+    @property
+    def platform(self) -> str:
+        """Of the devices: `"cpu"`, `"gpu"` or `"tpu"`."""
+        return str(self.mesh.devices.flat[0].platform)
+
     # ---- how things lie
 
     @property
