@@ -24,12 +24,15 @@ def get_config(kind="mixed"):
     config.data.name, config.data.data_dir = "cifar100", {data!r}
     config.data.train, config.data.validation, config.data.test = "train[:320]", "", ""
     config.augment.flip, config.augment.randaugment = True, (2, 10)
-    if kind == "mixed":
-        config.augment.mixup, config.augment.cutmix = 0.2, 0.5
+    config.augment.mixup, config.augment.cutmix = 0.2, 0.5
     if kind == "trained":
         config.batch_norm = "train"
     if kind == "replicas":
         config.partition.mode = "pmap"
+    if kind == "pieces":
+        config.microbatches = 4
+    if kind.startswith("fsdp"):
+        config.partition.fsdp = int(kind.removeprefix("fsdp"))
     config.phases = (
         phase(name="head", steps=20, learning_rate=0.05),
         phase(name="late", train=("block6:",), steps=15, learning_rate=0.01, keep_optimizer=True),
@@ -78,15 +81,31 @@ def test_fifty_steps_are_the_same_on_every_topology(recipe):
     one, eight = jax.devices()[:1], jax.devices()
     wanted = losses_on(recipe, "mixed", one)
     runs.run(f"{recipe}:mixed", recipe.with_name("processes"), processes=2, devices=4)
+    runs.run(f"{recipe}:fsdp8", recipe.with_name("sharded"), processes=2, devices=4)
     found = {
         "8 devices": largest(losses_on(recipe, "mixed", eight), wanted),
         "8 devices, shuffled": largest(losses_on(recipe, "mixed", shuffled(eight)), wanted),
+        "8 devices, state over all 8": largest(losses_on(recipe, "fsdp8", eight), wanted),
+        "8 devices, state over pairs": largest(losses_on(recipe, "fsdp2", eight), wanted),
+        "8 devices, pmap": largest(losses_on(recipe, "replicas", eight), wanted),
+        "1 device, 4 microbatches": largest(losses_on(recipe, "pieces", one), wanted),
         "2 processes of 4 devices": largest(losses(recipe.with_name("processes")), wanted),
-        # pmap gives no example a partner on another device, so it is compared without mixing.
-        "8 replicas": largest(losses_on(recipe, "replicas", eight), losses_on(recipe, "plain", one)),
+        "2 processes of 4 devices, state over all 8": largest(losses(recipe.with_name("sharded")), wanted),
         "8 devices, batch norm trained": largest(
             losses_on(recipe, "trained", eight), losses_on(recipe, "trained", one)
         ),
     }
     print("\nlargest relative difference of 50 losses: " + json.dumps(found, indent=1))
     assert max(found.values()) < 1e-5, found
+
+
+@pytest.mark.slow
+def test_a_sharded_run_of_two_processes_goes_on_whole_in_one(recipe):
+    workdir = recipe.with_name("moved")
+    started = runs.start(f"{recipe}:fsdp8", workdir, processes=2, devices=4)
+    runs.wait_for(started[0], "phase late")
+    started[1].process.terminate()
+    for process in started:
+        process.process.wait(120)
+    runs.run(f"{recipe}:mixed", workdir, processes=1, devices=1)
+    assert largest(losses(workdir), losses_on(recipe, "mixed", jax.devices()[:1])) < 1e-5

@@ -19,6 +19,7 @@ from effnet_jax.errors import RunError
 from effnet_jax.train.rundir.checkpoints import Checkpoints, best_step, list_steps
 from effnet_jax.train.rundir.progress import Progress
 from effnet_jax.train.rundir.snapshot import Damage, Snapshot, read_checkpoint
+from effnet_jax.train.step.partition import make_partition
 from effnet_jax.train.step.state import create_state
 from effnet_jax.weights.metadata import Metadata
 from tests import disk
@@ -71,6 +72,19 @@ def test_what_is_saved_is_restored_to_the_bit(tmp_path):
     same(found, state(3))
     assert jax.tree.structure(found) == jax.tree.structure(state(3))
     assert saved == since == Progress(sums={"loss": 0.1234 * 3, "steps": 3})
+
+
+@pytest.mark.parametrize("kept_on", [(8, 4), (1, 1)], ids=["sharded", "whole"])
+@pytest.mark.parametrize("goes_on", [(1, 1), (8, 8), (4, 2)], ids=["1 device", "8 shards", "2 × 2"])
+def test_a_state_is_restored_to_the_bit_onto_another_topology(tmp_path, kept_on, goes_on):
+    before, after = (make_partition("pjit", jax.devices()[:count], fsdp=fsdp) for count, fsdp in (kept_on, goes_on))
+    checkpoints = open_in(tmp_path)
+    checkpoints.save(Snapshot(before.place_state(state(3, classes=256)), Progress(), METADATA))
+    checkpoints.close()
+    found = after.place_state(restore(tmp_path, classes=256)[0])
+    same(found, state(3, classes=256))
+    kernel = found.params["classifier"]["kernel"]
+    assert {shard.data.size * goes_on[1] for shard in kernel.addressable_shards} == {kernel.size}
 
 
 def test_progress_without_a_step_needs_no_second_checkpoint(tmp_path):
