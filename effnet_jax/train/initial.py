@@ -41,7 +41,7 @@ def check_weights(config: Mapping[str, Any]) -> Metadata | None:
 def make_model(
     config: Mapping[str, Any], metadata: Metadata | None, num_classes: int, devices: int, platform: str = "cpu"
 ) -> EfficientNet:
-    """Makes the model of a run on so many devices of a platform; batch norm sees the axes of the devices, each of which runs on its share."""
+    """Makes the model of a run on so many devices of a platform, each of which runs on its share of a batch."""
     axis, groups = batch_norm_sharing(config, devices)
     return create_model(
         config["variant"],
