@@ -1,0 +1,1 @@
+"""What a recipe would need and do on a slice of Cloud TPU, by the TPU's own compiler and without a TPU."""
