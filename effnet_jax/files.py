@@ -174,6 +174,15 @@ def move(old: AnyPath, new: AnyPath) -> None:
     remove(source)
 
 
+def copy_folder(source: AnyPath, target: AnyPath) -> None:
+    """Copies all files of a folder on a disk to a place on a disk or in a bucket, beside what is there."""
+    for path in sorted(Path(as_path(source)).rglob("*")):
+        if path.is_file():
+            place = as_path(target) / path.relative_to(source).as_posix()
+            make_folder(place.parent)
+            write_bytes(place, path.read_bytes())
+
+
 @contextlib.contextmanager
 def new_folder(path: AnyPath, *, active: bool = True) -> Iterator[epath.Path]:
     """Makes a folder whole, or not at all.

@@ -19,7 +19,8 @@ from effnet_jax.train.rundir.snapshot import checksums, read_checkpoint
 from effnet_jax.weights.store import read_metadata
 
 # What an attempt takes and where it ran; all other figures are the same however often a run was stopped.
-OF_THE_ATTEMPT = ("seconds", "attempts", "provenance", "resumed_after_step")
+OF_THE_ATTEMPT = ("seconds", "attempts", "provenance", "resumed_after_step", "first_step")
+TIMES = ("images_per_second", "images_per_second_per_chip", "input_wait")  # of a row
 
 
 @dataclasses.dataclass
@@ -134,13 +135,18 @@ def outcome(workdir: Path) -> dict[str, Any]:
             for name in ("weights", "weights_ema")
             if (workdir / name).exists()
         },
-        "board": [point for point in board(workdir) if not point[1].endswith("images_per_second")],
+        "board": timeless_points(board(workdir)),
     }
 
 
 def timeless(row: dict[str, Any]) -> dict[str, Any]:
     """A row without what its attempt took."""
-    return {key: value for key, value in row.items() if key != "images_per_second"}
+    return {key: value for key, value in row.items() if key not in TIMES}
+
+
+def timeless_points(points: list[tuple[int, str, float]]) -> list[tuple[int, str, float]]:
+    """The points of TensorBoard that no clock has a part in."""
+    return [point for point in points if point[1].rpartition("/")[2] not in TIMES]
 
 
 def board(workdir: Path) -> list[tuple[int, str, float]]:

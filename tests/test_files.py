@@ -118,6 +118,19 @@ def test_a_move_overwrites_nothing(tmp_path):
         files.move(tmp_path / "none", tmp_path / "c")
 
 
+def test_a_folder_is_copied_beside_what_is_there(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "c").write_bytes(b"1")
+    (tmp_path / "a" / "d").write_bytes(b"2")
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e" / "d").write_bytes(b"old")
+    (tmp_path / "e" / "f").write_bytes(b"3")
+    files.copy_folder(tmp_path / "a", tmp_path / "e")
+    copied = {path.relative_to(tmp_path / "e").as_posix(): path.read_bytes() for path in (tmp_path / "e").rglob("?")
+              if path.is_file()}  # fmt: skip
+    assert copied == {"b/c": b"1", "d": b"2", "f": b"3"}
+
+
 def test_a_new_folder_is_there_when_it_is_whole(tmp_path):
     with files.new_folder(tmp_path / "deep" / "new") as folder:
         (folder / "file").write_text("x")

@@ -9,7 +9,7 @@ tells the others each second that this process lives, and hears who failed, fell
 
 from effnet_jax.hosts.agreeing import agree, anywhere, compare, gather, on_first, readable, wait, whole_array
 from effnet_jax.hosts.joining import join
-from effnet_jax.hosts.names import count, describe, index, is_first
+from effnet_jax.hosts.names import count, describe, index, is_first, who
 from effnet_jax.hosts.stopping import Stop, stop_signals
 from effnet_jax.hosts.watching import watch
 
@@ -29,5 +29,6 @@ __all__ = [
     "wait",
     "watch",
     "readable",
+    "who",
     "whole_array",
 ]

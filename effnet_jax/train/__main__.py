@@ -41,13 +41,16 @@ def main() -> int:
         print(USAGE)
         return 0
     command = parse_command(sys.argv)
-    check_config(command.config)
+    config = check_config(command.config)
     # After the flags and the config, so that a mistyped one is told at once.
     from effnet_jax import hosts
+    from effnet_jax.train.compiling import keep_programs
     from effnet_jax.train.loop import train
 
     hosts.join(command.coordinator, command.processes, command.process)
     print(hosts.describe(), flush=True)
+    if (words := keep_programs(config.compile_cache)) and hosts.is_first():
+        print(words, flush=True)
     train(command.config, command.workdir)
     return 0
 

@@ -63,6 +63,7 @@ def summarise(run: Run, standing: Standing) -> dict[str, Any]:
         "images": {split: len(source) for split, source in run.sources.items()},
         "skipped_images": run.skipped.images,
         "seconds": round(time.monotonic() - standing.began, 1),
+        "first_step": standing.first_step,
         "resumed_after_step": after or None,
         "weights_source": dict(run.weights.source) if run.weights else None,
         "provenance": provenance(run.partition.mesh.size),

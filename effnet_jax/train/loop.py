@@ -7,7 +7,7 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,15 +19,17 @@ from effnet_jax.errors import DataError, DiskError, PathError, RunError, Stopped
 from effnet_jax.train import advice
 from effnet_jax.train.cache.fill import prepare_cache, sweep_caches
 from effnet_jax.train.cache.store import TrunkCache, cached_inputs
+from effnet_jax.train.compiling import CompileClock, first_step_words
 from effnet_jax.train.evaluation import Results, evaluate
 from effnet_jax.train.finish import finish_run, finished_words
 from effnet_jax.train.meter import Meter, mean
 from effnet_jax.train.phases import Phase
+from effnet_jax.train.profiling import Profile
 from effnet_jax.train.run import Run, Standing, StopAsked
 from effnet_jax.train.rundir.export import trained_metadata
 from effnet_jax.train.rundir.progress import Progress
 from effnet_jax.train.rundir.snapshot import Snapshot
-from effnet_jax.train.screen import percent, phase_table
+from effnet_jax.train.screen import percent, phase_table, slowest_input
 from effnet_jax.train.start import check_run, open_run
 from effnet_jax.train.step.optimizers import observe, plateau_scale
 from effnet_jax.train.step.state import TrainState, enter_phase
@@ -51,13 +53,14 @@ def train(config: Any, workdir: epath.PathLike, *, devices: Sequence[jax.Device]
     """
     with hosts.watch(), contextlib.ExitStack() as stack:
         # ---- checked and agreed upon, before anything is written
+        clock = stack.enter_context(CompileClock())
         checked = check_run(config, workdir, devices)
         if checked.finished:
             print("\n".join([*checked.notes, finished_words(checked.workdir, checked.finished)]))
             return dict(checked.finished)
 
         # ---- the run dir is claimed; the state is that of the last checkpoint, else fresh
-        run, standing = open_run(checked, stack)
+        run, standing = open_run(checked, clock, stack)
         try:
             for phase in run.phases[standing.progress.phase :]:
                 train_phase(run, phase, standing)
@@ -109,12 +112,15 @@ def train_phase(run: Run, phase: Phase, standing: Standing) -> None:
     if unclosed:
         close_epoch(run, phase, standing, cache)
     run.screen.start_bar(phase.name, phase.end - phase.start, step - phase.start)
-    with contextlib.closing(training_stream(run, phase, step, cache)) as batches:
+    stream = training_stream(run, phase, step, cache)
+    with contextlib.closing(stream) as batches, contextlib.closing(meter), Profile(run, standing) as profile:
         while step < phase.end:
             run.tick()
-            standing.state, metrics = train_step(standing.state, next(batches))
+            with profile.step(step + 1), on_devices_only():
+                standing.state, metrics = train_step(standing.state, meter.take(batches))
             step += 1
             meter.add(step, metrics)
+            tell_first_step(run, standing)
             if len(meter) >= run.config.log_every:
                 record_steps(run, phase, standing)
             if step in phase.epochs:
@@ -122,6 +128,20 @@ def train_phase(run: Run, phase: Phase, standing: Standing) -> None:
             elif run.checkpoints.due(step):
                 save(run, standing)
     run.screen.end_bar()
+
+
+@contextlib.contextmanager
+def on_devices_only() -> Iterator[None]:
+    """Makes it an error that a step is given what is not where it runs: a hidden copy would cost time in each."""
+    with jax.transfer_guard_host_to_device("disallow"), jax.transfer_guard_device_to_device("disallow"):
+        yield
+
+
+def tell_first_step(run: Run, standing: Standing) -> None:
+    """Says once what it took until a step was done."""
+    if standing.first_step is None:
+        standing.first_step = run.clock.read()
+        run.screen.say(first_step_words(standing.first_step))
 
 
 def make_step(run: Run, phase: Phase, cache: TrunkCache | None) -> TrainStep:
@@ -216,11 +236,19 @@ def record_epoch(run: Run, phase: Phase, standing: Standing, results: Results) -
     assert meter is not None
     place = {"step": step, "epoch": run.epoch_at(step), "phase": phase.name}
     rate = phase.learning_rate(step, standing.state.opt_state)
-    speed = {"learning_rate": rate, "images_per_second": meter.images_per_second}
+    waits = hosts.gather("waits for images", meter.input_wait)
+    speed = {
+        "learning_rate": rate,
+        "images_per_second": meter.images_per_second,
+        "images_per_second_per_chip": meter.images_per_second / run.chips,
+        "input_wait": max(waits),  # all have to wait for the slowest
+    }
     for split, figures in results.items():
         run.log.record(**place, split=split, **figures, **(speed if split == "train" else {}))
     epoch = phase.epochs[step]
     run.screen.end_epoch(phase.name, (epoch, len(phase.epochs)), results, meter, phase.end)
+    if slowest := slowest_input(waits):
+        run.screen.say(slowest)
     before: Mapping[str, float] = {} if epoch == 1 else progress.validation.get("train", {})
     run.screen.advise(advice.above_guessing(phase.keys, before, results["train"], run.model.num_classes))
     if epoch == 1 and progress.results and not phase.resized:

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from effnet_jax import hosts
 from effnet_jax.data.sources.base import Source
+from effnet_jax.train.compiling import CompileClock
 from effnet_jax.train.meter import Meter
 from effnet_jax.train.phases import Phase
 from effnet_jax.train.rundir.checkpoints import Checkpoints
@@ -48,6 +49,7 @@ class Run:
       skipped: images that it goes on without.
       stop: knows when somebody wishes to stop.
       eval_step: (resolution, first unit) → the compiled evaluation step.
+      clock: of this attempt, and of what it compiles.
     """
 
     config: ConfigDict
@@ -63,10 +65,16 @@ class Run:
     skipped: SkippedImages
     stop: hosts.Stop
     eval_step: Callable[..., Any]
+    clock: CompileClock
 
     @property
     def class_names(self) -> tuple[str, ...]:
         return tuple(self.sources["train"].class_names)
+
+    @property
+    def chips(self) -> int:
+        """How many chips train: on some TPUs two devices are one."""
+        return sum(getattr(device, "core_on_chip", 0) == 0 for device in self.partition.mesh.devices.flat)
 
     def epoch_at(self, step: int) -> float:
         """How many times the images were shown after so many steps."""
@@ -95,6 +103,7 @@ class Standing:
       entered: number of the phase whose optimizer the state has.
       began: `time.monotonic()` of this attempt, less the seconds of those before.
       meter: metrics of steps that are not counted into `progress` yet.
+      first_step: what it took until this attempt's first step was done, once it is.
     """
 
     state: TrainState
@@ -102,3 +111,4 @@ class Standing:
     entered: int
     began: float
     meter: Meter | None = None
+    first_step: dict[str, float] | None = None

@@ -10,7 +10,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from effnet_jax.hosts import who
 from effnet_jax.train.meter import Meter
+
+LONG_WAIT = 0.1  # share of the time that is worth a word
 
 
 class _Console(Console):
@@ -61,6 +64,8 @@ class Screen:
             for split, figures in results.items()
         )
         speed = f"  {meter.images_per_second:.0f} images/s" if meter.images_per_second else ""
+        if meter.input_wait > LONG_WAIT:
+            speed += f"  waiting {percent(meter.input_wait, 0)} for images"
         self.say(f"{phase} {epoch[0]}/{epoch[1]}  {shown}{speed}  {meter.time_left(end)}".rstrip())
 
     def start_bar(self, name: str, total: int, done: int = 0) -> None:
@@ -114,6 +119,20 @@ def phase_table(name: str, rows: Sequence[Mapping[str, Any]], factors: Mapping[s
     return table
 
 
-def percent(value: float) -> str:
+def slowest_input(waits: Sequence[float]) -> str:
+    """Says which of several processes keeps the others waiting, since it waits for its images; nothing if none does.
+
+    Args:
+      waits: shares of the time, by process.
+    """
+    slowest = max(range(len(waits)), key=waits.__getitem__)
+    others = [wait for process, wait in enumerate(waits) if process != slowest]
+    if not others or waits[slowest] <= LONG_WAIT:
+        return ""
+    share, most = percent(waits[slowest], 0), percent(max(others), 0)
+    return f"{who(slowest)} waits {share} for its images, the others up to {most}"
+
+
+def percent(value: float, digits: int = 1) -> str:
     """Returns a share as readers want it: `78.3 %`."""
-    return f"{100 * value:.1f} %"
+    return f"{100 * value:.{digits}f} %"

@@ -18,6 +18,7 @@ from effnet_jax.data.sources import open_source
 from effnet_jax.data.sources.base import Source
 from effnet_jax.data.sources.checks import check_classes, check_splits
 from effnet_jax.errors import ConfigError, DataError, EffnetError, RunError
+from effnet_jax.train.compiling import CompileClock
 from effnet_jax.train.config import check_config, to_json
 from effnet_jax.train.config.checks import check_devices
 from effnet_jax.train.initial import check_weights, initial_variables, keeps_classifier, make_model
@@ -168,11 +169,12 @@ def _check_identity(workdir: epath.Path, identity: Mapping[str, Any], finished: 
     )
 
 
-def open_run(checked: Checked, stack: contextlib.ExitStack) -> tuple[Run, Standing]:
+def open_run(checked: Checked, clock: CompileClock, stack: contextlib.ExitStack) -> tuple[Run, Standing]:
     """Claims the run dir and brings the state onto the devices: of the last checkpoint, else fresh.
 
     Args:
       checked: from `check_run`.
+      clock: of this attempt.
       stack: closes what is opened.
 
     Raises:
@@ -186,6 +188,8 @@ def open_run(checked: Checked, stack: contextlib.ExitStack) -> tuple[Run, Standi
         {split: len(source) for split, source in sources.items()},
         crop=checked.weights.crop if checked.weights else "frac",
     )
+    if config.profile_steps and config.profile_steps[0] > phases[-1].end:
+        raise ConfigError(f"profile_steps={config.profile_steps} begins after the last step, which is {phases[-1].end}")
     model = make_model(config, checked.weights, classes, checked.partition.mesh.size, checked.partition.platform)
     screen = Screen(active=hosts.is_first())
 
@@ -244,6 +248,7 @@ def open_run(checked: Checked, stack: contextlib.ExitStack) -> tuple[Run, Standi
         skipped=skipped,
         stop=stop,
         eval_step=_compiled_eval_steps(model, checked.partition),
+        clock=clock,
     )
     skipped.update(sources)
     return run, standing

@@ -45,7 +45,7 @@ def test_it_resumes_and_ends_as_it_would_have(killed, capsys):
         assert row.keys() == wanted.keys() and (row["phase"], row["split"]) == (wanted["phase"], wanted["split"])
         for key in row.keys() - {"phase", "split"}:
             assert row[key] == pytest.approx(wanted[key], rel=1e-5, abs=1e-7), (key, wanted)
-    assert [point for point in runs.board(killed) if "images_per" not in point[1]] == runs.board_of(rows)
+    assert runs.timeless_points(runs.board(killed)) == runs.board_of(rows)
     for split in ("validation", "validation_ema", "test", "test_ema"):
         assert summary[split] == pytest.approx(expected["summary"][split], rel=1e-5)
 

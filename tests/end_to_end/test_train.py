@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -17,11 +18,11 @@ from effnet_jax.errors import EffnetError, RunError
 from effnet_jax.train.config import default_config, phase
 from effnet_jax.train.loop import train
 from effnet_jax.train.rundir.log import Log
+from effnet_jax.train.step.partition import Partition
 from effnet_jax.weights.store import read_metadata, read_weights
-from tests import synthetic
+from tests import runs, synthetic
 
 PER_CLASS = {"train": 20, "validation": 5, "test": 7}
-TIMES = ("images_per_second",)
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +55,7 @@ def config(weights, image_folder):
 
 def rows(workdir, *, times=False):
     lines = [json.loads(line) for line in (Path(workdir) / "metrics.jsonl").read_text().splitlines()]
-    return lines if times else [{key: row[key] for key in row if key not in TIMES} for row in lines]
+    return lines if times else [{key: row[key] for key in row if key not in runs.TIMES} for row in lines]
 
 
 def same_weights(first, second):
@@ -64,6 +65,7 @@ def same_weights(first, second):
 
 def test_a_run_leaves_figures_curves_and_weights(config, tmp_path, weights, capsys, monkeypatch):
     workdir = tmp_path / "run"
+    config.profile_steps = (2, 3)
     summary = train(config, workdir)
 
     assert [result["name"] for result in summary["phases"]] == ["head", "blocks"]
@@ -84,6 +86,13 @@ def test_a_run_leaves_figures_curves_and_weights(config, tmp_path, weights, caps
     assert first["loss"] == pytest.approx(np.log(2), abs=1e-5)  # a fresh classifier says nothing yet
     assert first["learning_rate"] == pytest.approx(0.01) and first["gradient_norm"] > 0
 
+    for row in table:
+        if row["split"] == "train":
+            assert 0 <= row["input_wait"] <= 1
+            assert 8 * row["images_per_second_per_chip"] == pytest.approx(row["images_per_second"])
+    assert 0 < summary["first_step"]["compiling"] < summary["first_step"]["seconds"] < summary["seconds"] + 1
+    assert list((workdir / "profile" / "process_0").rglob("*.xplane.pb"))
+
     picture = (workdir / "curves.png").read_bytes()
     assert picture.startswith(b"\x89PNG") and len(picture) > 10_000
     assert list(workdir.glob("events.out.tfevents.*"))
@@ -101,6 +110,7 @@ def test_a_run_leaves_figures_curves_and_weights(config, tmp_path, weights, caps
 
     shown = capsys.readouterr().out
     assert "phase blocks" in shown and "after head: test accuracy" in shown
+    assert shown.count("first step after ") == 1 and shown.count("profile of steps 2 to 3: ") == 1
     command = shlex.split(shown.splitlines()[-1])
     assert command[1:3] == ["-m", "effnet_jax.predict"]
     monkeypatch.setenv("XLA_FLAGS", "")
@@ -235,6 +245,21 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(config, tmp_pa
     assert (workdir / "checkpoints.damaged" / "10" / "state").is_dir()  # nothing that was trained is deleted
 
 
+def test_what_a_step_had_to_fetch_from_the_host_is_an_error(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(Partition, "place_batch", lambda self, batch: batch)
+    config.phases = config.phases[:1]
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+        train(config, tmp_path / "run")
+
+
+def test_no_kind_of_phase_has_its_steps_fetch_anything(config, tmp_path):
+    config.phases = (
+        phase(name="head", steps=6, views=1, cache="memory", schedule="plateau", plateau_patience=1, sam=0.05),
+        phase(name="top", train=("top",), steps=6, schedule="plateau", plateau_patience=1, sam=0.05, optimizer="adam"),
+    )
+    assert train(config, tmp_path / "run")["steps"] == 12
+
+
 def test_a_loss_that_is_no_number_stops_the_run(config, tmp_path):
     config.phases[1].learning_rate = 1e4
     config.phases[1].clip_norm = 0.0
@@ -327,6 +352,7 @@ def test_two_runs_do_not_share_a_run_dir(config, tmp_path, interrupted_at):
         ({"weights": "nowhere"}, "there is no weights dir nowhere"),
         ({"num_classes": 3}, "has 2 classes .* set num_classes to 2, or to 0"),
         ({"batch_size": 12}, "batch_size=12 cannot be shared evenly by 8 devices"),
+        ({"profile_steps": (21, 22)}, r"profile_steps=\(21, 22\) begins after the last step, which is 20"),
     ],
 )
 def test_nothing_is_left_where_a_config_does_not_fit(config, tmp_path, change, message):

@@ -1,6 +1,9 @@
 """Counting during training."""
 
+import contextlib
 import math
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -51,6 +54,59 @@ def test_an_evaluation_does_not_count_for_the_speed_or_the_time_left(monkeypatch
         clock[0] += 100
         assert meter.images_per_second == 4 and meter.time_left(12) == "20 s left"
     assert meter.images_per_second == 4
+
+
+class Running:
+    """A metric that is there once its step is done."""
+
+    def __init__(self):
+        self.done = threading.Event()
+
+    def is_ready(self):
+        return self.done.is_set()
+
+    def block_until_ready(self):
+        self.done.wait(10)
+        return self
+
+
+@pytest.mark.parametrize(
+    ("done", "waited"),
+    [("before", 6.0), ("meanwhile", 2.0), ("later", 0.0)],  # of 4 s of another step and 2 s after it
+)
+def test_waiting_for_images_counts_while_the_devices_have_nothing_to_do(monkeypatch, done, waited):
+    clock, running = [0.0], Running()
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+
+    def batches():
+        yield "first"
+        clock[0] += 4
+        if done == "meanwhile":
+            running.done.set()
+            until = time.perf_counter() + 10
+            while meter._done < 1:  # the thread that watches
+                assert time.perf_counter() < until
+                time.sleep(0.001)
+        clock[0] += 2
+        yield "second"
+
+    with contextlib.closing(Meter(batch_size=8, step=0)) as meter:
+        stream = batches()
+        clock[0] += 50  # of the first images, and the compilation
+        assert meter.take(stream) == "first"
+        for step in (1, 2):
+            meter.add(step, {"loss": np.float32(1), "accuracy": np.float32(1)})
+            clock[0] += 2
+        list(meter.collect({}))
+        meter._pending.append((3, {"loss": running}))
+        if done == "before":
+            running.done.set()
+        assert meter.take(stream) == "second"
+        assert clock[0] == 60 and meter.input_wait == waited / 10
+        with meter.pause():
+            clock[0] += 100
+            assert meter.input_wait == waited / 10
+        running.done.set()
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(48.4, "48 s"), (185, "3 min 05 s"), (7810, "2 h 10 min")])

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from effnet_jax import choices
+from effnet_jax import choices, files
 from effnet_jax.data.augment_settings import AugmentSettings, read_settings
 from effnet_jax.errors import ConfigError, nearest
 from effnet_jax.model.variants import VARIANTS
@@ -34,7 +34,7 @@ _HUGE = 1e12
 
 
 def check_run(config: Mapping[str, Any]) -> None:
-    """Checks what belongs to the whole run. Raises ConfigError, VariantError."""
+    """Checks what belongs to the whole run. Raises ConfigError, VariantError, PathError."""
     _choose(config["variant"], tuple(VARIANTS), "variant")
     _choose(config["dtype"], choices.DTYPES, "dtype")
     _choose(config["batch_norm"], choices.BATCH_NORM_MODES, "batch_norm")
@@ -80,6 +80,9 @@ def check_run(config: Mapping[str, Any]) -> None:
     _within(config["checkpoint"]["keep"], 1, _HUGE, "checkpoint.keep")
     _within(config["checkpoint"]["minutes"], 0.0, _HUGE, "checkpoint.minutes")
     _within(config["checkpoint"]["steps"], 0, _HUGE, "checkpoint.steps")
+    _check_profile(config["profile_steps"])
+    if config["compile_cache"] and files.is_local(config["compile_cache"]):  # a bucket is looked at by who uses it
+        files.as_path(config["compile_cache"])
     if not config["data"]["name"]:
         raise ConfigError("data.name is empty: name an image folder, an archive or a prepared data set")
     if not config["data"]["train"]:
@@ -134,6 +137,12 @@ def _check_remat(remat: Any, variant: str) -> None:
     if not isinstance(remat, bool | list | tuple):
         raise ConfigError(f"remat={remat!r} needs True, False, or patterns of units, such as ('stem', 'block1')")
     units_of(remat, variant)
+
+
+def _check_profile(steps: Sequence[Any]) -> None:
+    numbers = [step for step in steps if isinstance(step, int) and not isinstance(step, bool)]
+    if steps and not (len(numbers) == len(steps) == 2 and 1 <= numbers[0] <= numbers[1]):
+        raise ConfigError(f"profile_steps={steps!r} needs the first and the last step to trace, such as (20, 24)")
 
 
 def _check_resolution(resolution: int, place: str) -> None:

@@ -71,6 +71,8 @@ def default_config() -> ConfigDict:
                 "keep": 2,  # the newest ones; the best is kept besides
             },
             "cache_dir": "",  # a local folder for trunk caches on disk; "": the run dir
+            "compile_cache": "",  # a folder for compiled programs; "": ~/.cache/effnet_jax/xla; "off": none
+            "profile_steps": (),  # (first, last): steps of the run to trace for JAX's profiler, such as (20, 24)
             "phases": (),
         }
     )
@@ -153,6 +155,7 @@ def check_config(config: Mapping[str, Any] | ConfigDict) -> ConfigDict:
     Raises:
       ConfigError: unknown keys (with the nearest names), wrong types, values that cannot work.
       PatternError: a pattern that matches no unit or splits one.
+      PathError: a folder for compiled programs that is none.
       VariantError: an unknown variant.
     """
     given = plain(config)

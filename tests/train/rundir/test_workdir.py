@@ -70,15 +70,20 @@ def config(**keys):
 def test_keys_that_change_no_number_may_differ_and_are_told(tmp_path):
     with claim_workdir(files.as_path(tmp_path / "run"), config()):
         pass
-    other = config(log_every=5, data={"workers": 2, "cache_gib": 3.0}, checkpoint={"minutes": 1.0}, cache_dir="/tmp/x")
+    other = config(
+        log_every=5, data={"workers": 2, "cache_gib": 3.0}, checkpoint={"minutes": 1.0}, cache_dir="/tmp/x",
+        compile_cache="off", profile_steps=(20, 24),
+    )  # fmt: skip
     notes, finished = check_workdir(files.as_path(tmp_path / "run"), other)
     assert finished is None
     assert sorted(notes) == [
         'cache_dir: "" before, "/tmp/x" now',
         "checkpoint.minutes: 10.0 before, 1.0 now",
+        'compile_cache: "" before, "off" now',
         "data.cache_gib: 1.0 before, 3.0 now",
         "data.workers: 0 before, 2 now",
         "log_every: 10 before, 5 now",
+        "profile_steps: [] before, [20, 24] now",
     ]
     with pytest.raises(RunError, match="another config:\n  batch_size: 64 before, 32 now"):
         check_workdir(files.as_path(tmp_path / "run"), config(batch_size=32, log_every=5))
