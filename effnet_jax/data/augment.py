@@ -1,9 +1,9 @@
 """Augmentation on the device: a pure, jittable function of a batch and one random key per example.
 
-One jit over the global batch; each example's draws come from its own key alone, so that a view depends on (seed,
-step, example) and on nothing else. Order: the affine resampling to the training resolution; AutoAugment or
-RandAugment (or before it, at the source's size); colour jitter; cutout; random erasing; mixup and cutmix; label
-smoothing.
+It runs on a device's share of a batch, or a piece of it; each example's draws come from its own key alone, so that a
+view depends on (seed, step, example) and on nothing else. Order: the affine resampling to the training resolution;
+AutoAugment or RandAugment (or before it, at the source's size); colour jitter; cutout; random erasing; mixup and
+cutmix; label smoothing.
 """
 
 import functools

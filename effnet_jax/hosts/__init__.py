@@ -25,10 +25,10 @@ __all__ = [
     "is_first",
     "join",
     "on_first",
+    "readable",
     "stop_signals",
     "wait",
     "watch",
-    "readable",
     "who",
     "whole_array",
 ]

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -125,7 +125,7 @@ def train_phase(run: Run, phase: Phase, standing: Standing) -> None:
                 record_steps(run, phase, standing)
             if step in phase.epochs:
                 end_epoch(run, phase, standing, cache)
-            elif run.checkpoints.due(step):
+            elif is_due(run, step):
                 save(run, standing)
     run.screen.end_bar()
 
@@ -206,7 +206,7 @@ def end_epoch(run: Run, phase: Phase, standing: Standing, cache: TrunkCache | No
     """Saves at an epoch's end, before its evaluation, and evaluates."""
     record_steps(run, phase, standing, all_of_them=True)
     step = int(standing.state.step)
-    if step == phase.end or run.checkpoints.due_at_epoch(step):
+    if step == phase.end or on_all(run, "an epoch's checkpoint is due", run.checkpoints.due_at_epoch, step):
         save(run, standing)
     close_epoch(run, phase, standing, cache)
 
@@ -226,7 +226,7 @@ def close_epoch(run: Run, phase: Phase, standing: Standing, cache: TrunkCache | 
         progress.sums = {}
         progress.validation = {**progress.validation, **results}
         progress.rows = run.log.count
-        if "validation" in results:
+        if "validation" in results and on_all(run, "it is the best", run.checkpoints.is_unsaved_best, step):
             run.checkpoints.hold(snapshot(run, standing))
 
 
@@ -290,6 +290,25 @@ def close_phase(run: Run, phase: Phase, standing: Standing) -> None:
     sweep_caches(run)
 
 
+def is_due(run: Run, step: int) -> bool:
+    """Whether it is time for a checkpoint between two epochs' ends.
+
+    Where all have to bring their pieces, they are asked at steps that they know of: at those of `checkpoint.steps`, and
+    where metrics are fetched, for which each waits anyway.
+    """
+    steps = run.config.checkpoint.steps
+    if run.partition.spread and step % run.config.log_every and (not steps or step % steps):
+        return False
+    return on_all(run, "a checkpoint is due", run.checkpoints.due, step)
+
+
+def on_all(run: Run, what: str, decide: Callable[[int], bool], step: int) -> bool:
+    """What the process that writes checkpoints decides; where pieces of the state are on others, they follow it."""
+    if run.partition.spread:
+        return hosts.on_first(what, functools.partial(decide, step))
+    return decide(step)
+
+
 def save(run: Run, standing: Standing) -> None:
     """Writes a checkpoint of where the run stands; of a step that has one, only how far it is since."""
     if standing.meter is not None and len(standing.meter):
@@ -300,7 +319,7 @@ def save(run: Run, standing: Standing) -> None:
 
 def save_before_leaving(run: Run, standing: Standing) -> None:
     """Saves what can be saved when an image or a disk fails: the error that ends the run is told in any case."""
-    if int(standing.state.step) == 0:
+    if int(standing.state.step) == 0 or run.partition.spread:  # alone, a process cannot read the state
         return
     try:
         save(run, standing)

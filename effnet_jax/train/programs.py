@@ -12,7 +12,7 @@ from effnet_jax.train.config.checks import check_devices
 from effnet_jax.train.initial import check_weights, make_model
 from effnet_jax.train.phases import Phase, make_phases
 from effnet_jax.train.start import state_shapes
-from effnet_jax.train.step.partition import Partition, make_partition
+from effnet_jax.train.step.partition import Partition, arranged, check_cut, make_partition
 from effnet_jax.train.step.steps import make_eval_step, make_train_step
 
 
@@ -52,9 +52,12 @@ def phase_programs(
     check_devices(config, len(devices))
     metadata = check_weights(config) if config.weights else None
     partition = make_partition(
-        config.partition.mode, devices, fsdp=config.partition.fsdp, sharded=config.partition.sharded,
+        config.partition.mode,
+        arranged(devices, config.partition.fsdp),
+        fsdp=config.partition.fsdp,
+        sharded=config.partition.sharded,
         microbatches=config.microbatches,
-    )  # fmt: skip
+    )
     model = make_model(config, metadata, num_classes, partition.mesh.size, partition.platform)
     phases = make_phases(config, images, crop=metadata.crop if metadata else "frac")
     return [_phase_programs(config, phase, model, partition) for phase in phases]
@@ -62,6 +65,7 @@ def phase_programs(
 
 def _phase_programs(config: Any, phase: Phase, model: Any, partition: Partition) -> PhasePrograms:
     state = state_shapes(model, phase, ema=bool(config.ema))
+    check_cut(partition, state.params)
     shardings = partition.state_shardings(state)
     state = jax.tree.map(_placed, state, shardings)
 

@@ -33,7 +33,7 @@ from effnet_jax.train.rundir.skipped import SkippedImages
 from effnet_jax.train.rundir.workdir import check_workdir, claim_workdir
 from effnet_jax.train.screen import Screen
 from effnet_jax.train.step.optimizers import observe
-from effnet_jax.train.step.partition import Partition, make_partition
+from effnet_jax.train.step.partition import Partition, check_cut, make_partition
 from effnet_jax.train.step.state import TrainState, create_state
 from effnet_jax.train.step.steps import make_eval_step
 from effnet_jax.weights.metadata import Metadata, current_versions
@@ -197,6 +197,8 @@ def open_run(checked: Checked, clock: CompileClock, stack: contextlib.ExitStack)
         return state_shapes(model, phases[min(progress.phase, len(phases) - 1)], ema=bool(config.ema))
 
     kept = keeps_classifier(config, checked.weights, tuple(sources["train"].class_names))
+    with hosts.agree("the state is cut"):
+        check_cut(checked.partition, state_at(Progress()).params)
     with hosts.agree("room on the disk"):
         if hosts.is_first():
             _check_room(checked, phases, max(state_bytes(state_at(Progress(phase=p.number))) for p in phases))
@@ -322,9 +324,18 @@ def _opening_words(checked: Checked, origin: str) -> list[str]:
     return [
         f"EfficientNet {config.variant} on {name}: {images} images, {len(sources['train'].class_names)} classes",
         f"{origin}; {config.dtype} on {checked.partition.mesh.size} × {jax.devices()[0].device_kind} "
-        f"({config.partition.mode})",
+        f"({_layout_words(config)})",
         *checked.notes,
     ]
+
+
+def _layout_words(config: Mapping[str, Any]) -> str:
+    """Says how steps run on the devices: `pjit, state over 8 devices, 4 microbatches`."""
+    fsdp, what = config["partition"]["fsdp"], config["partition"]["sharded"]
+    words = [config["partition"]["mode"]]
+    words += [f"{what if what == 'state' else 'state of the optimizer'} over {fsdp} devices"] if fsdp > 1 else []
+    words += [f"{config['microbatches']} microbatches"] if config["microbatches"] > 1 else []
+    return ", ".join(words)
 
 
 def _compiled_eval_steps(model: Any, partition: Partition) -> Callable[..., Any]:

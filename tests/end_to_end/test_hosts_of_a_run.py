@@ -25,17 +25,36 @@ def errors(outputs):
 
 
 @pytest.mark.slow
-def test_a_damaged_image_in_the_share_of_one(recipe, tmp_path, image_folder):
+@pytest.mark.parametrize("fsdp", [1, 4], ids=["whole", "sharded"])
+def test_a_damaged_image_in_the_share_of_one(recipe, tmp_path, fsdp):
     path = sorted((tmp_path / "images" / "train" / "cat").iterdir())[0]
     path.write_bytes(path.read_bytes()[:300])
     seconds, statuses, outputs = ends(
-        runs.start(recipe, tmp_path / "run", flags=["--config.phases[0].cache="], **TOGETHER), within=180
+        runs.start(
+            recipe,
+            tmp_path / "run",
+            flags=["--config.phases[0].cache=", f"--config.partition.fsdp={fsdp}"],
+            **TOGETHER,
+        ),
+        within=180,
     )
     assert statuses == [2, 2]
     told = errors(outputs)
     assert all(len(lines) == 1 and f"{path} is a damaged or truncated JPEG" in lines[0] for lines in told), told
     assert sum("process " in lines[0] for lines in told) == 1  # the other one is named
     print(f"both ended {seconds:.0f} s after the start: {told}")
+
+
+@pytest.mark.slow
+def test_a_state_in_pieces_is_saved_by_all_and_goes_on(recipe, tmp_path):
+    """Checkpoints by time, by steps and at epochs' ends, the best, and disk caches, with a kill between."""
+    flags = ["--config.partition.fsdp=4", "--config.checkpoint.steps=3"]
+    runs.run(recipe, tmp_path / "whole", flags=flags, **TOGETHER)
+    started = runs.start(recipe, tmp_path / "run", flags=flags, **TOGETHER)
+    runs.wait_for(started[0], "top 1/3")
+    runs.kill(started)
+    runs.run(recipe, tmp_path / "run", flags=flags, **TOGETHER)
+    assert runs.outcome(tmp_path / "run") == runs.outcome(tmp_path / "whole")
 
 
 @pytest.mark.slow

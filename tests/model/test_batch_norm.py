@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from effnet_jax.model import batch_norm
+from effnet_jax.model import batch_norm, efficientnet
+from effnet_jax.model.efficientnet import create_model
 
 EPSILON = batch_norm.EPSILON
 
@@ -65,10 +66,17 @@ def test_moments_keep_their_digits_far_from_zero(mean):
     near = outputs.mean((0, 1, 2)) + 0.1  # as stored statistics are near
     for moments in (
         batch_norm.batch_moments(outputs, near),
-        (lambda pair: (pair[0] + near, pair[1] - pair[0] ** 2))(batch_norm._moments_in_one_pass(outputs, near)),
+        batch_norm._moments_in_one_pass(lambda tree: tree, outputs, near),
     ):
         np.testing.assert_allclose(moments[0], exact.mean((0, 1, 2)), rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(moments[1], exact.var((0, 1, 2)), rtol=2e-4)
+
+
+def test_on_the_cpu_a_variance_keeps_its_digits_without_a_shift():
+    inputs, kernel, *_ = a_batch(mean=100.0, spread=1.0)
+    outputs = (inputs @ kernel).astype(np.float32)
+    _, var = jax.jit(batch_norm.batch_moments)(outputs, np.zeros(12, np.float32))
+    np.testing.assert_allclose(var, outputs.astype(np.float64).var((0, 1, 2)), rtol=1e-6)
 
 
 def test_narrow_moments_are_those_of_the_outputs():
@@ -107,3 +115,25 @@ def test_devices_that_share_a_batch_get_its_gradient(form):
     alone = jax.grad(functools.partial(loss, average=lambda tree: tree), (0, 1, 2, 3))(inputs, kernel, scale, bias)
     for found, wanted in zip((own, *rest), alone, strict=True):
         np.testing.assert_allclose(found, wanted, atol=3e-5 * np.abs(wanted).max())
+
+
+def test_a_networks_gradient_is_the_same_by_narrow_moments(monkeypatch):
+    """Wired through the blocks: with every expansion called wide, against each layer's own statistics."""
+    monkeypatch.setattr(efficientnet, "_WIDE", 0)
+    images = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3)).astype(np.float32)
+    plain, narrow = (create_model("b0", num_classes=4, batch_norm_narrow_moments=given) for given in (False, True))
+    variables = jax.jit(plain.init)(jax.random.key(0), images)
+
+    def loss(params, model):
+        logits, updates = model.apply(
+            {**variables, "params": params}, images, update_batch_norm=True, mutable=["batch_stats"]
+        )
+        return jnp.mean(jnp.square(logits - 1)), updates["batch_stats"]
+
+    wanted, statistics = jax.jit(jax.grad(functools.partial(loss, model=plain), has_aux=True))(variables["params"])
+    found, ours = jax.jit(jax.grad(functools.partial(loss, model=narrow), has_aux=True))(variables["params"])
+    together = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(wanted)))
+    apart = np.sqrt(sum(np.sum(np.square(a - b)) for a, b in zip(*map(jax.tree.leaves, (found, wanted)), strict=True)))
+    assert 0 < apart < 1e-3 * together  # another order of sums, magnified by batch norm over few pixels
+    for one, other in zip(*map(jax.tree.leaves, (ours, statistics)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)

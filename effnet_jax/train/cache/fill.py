@@ -56,7 +56,9 @@ def prepare_cache(run: Run, phase: Phase, state: TrainState) -> TrunkCache | Non
         return None
     sweep_caches(run, phase)  # a kill may have come before those of finished phases were gone
     plan = phase.cache
-    trunk = trunk_hash(plan, state.variables)
+    # Brought together before it is known who has something to fill: all processes have to come for it.
+    variables = jax.tree.map(hosts.whole_array, trunk_variables(plan, state.variables))
+    trunk = trunk_hash(plan, variables)
     if state.ema is not None and trunk_hash(plan, state.ema) != trunk:
         plan = dataclasses.replace(plan, images={"train": plan.images["train"]})
     folder = cache_folder(run, phase)
@@ -67,7 +69,7 @@ def prepare_cache(run: Run, phase: Phase, state: TrainState) -> TrunkCache | Non
         key = cache_key(plan, _about(run, phase), trunk, run.sources) if folder else ""
         cache = open_cache(plan, key, folder)
     if cache.missing:
-        _run_fill(run, cache, fill_cache(run, phase, state, cache))
+        _run_fill(run, cache, fill_cache(run, phase, variables, cache))
     if hosts.anywhere("a trunk cache is not full", cache.missing > 0):
         raise StopAsked(run.stop.reason() or "SIGTERM")
     return cache
@@ -147,13 +149,13 @@ def _run_fill(run: Run, cache: TrunkCache, fill: Generator[int]) -> None:
         run.screen.end_bar()
 
 
-def fill_cache(run: Run, phase: Phase, state: TrainState, cache: TrunkCache) -> Generator[int]:
+def fill_cache(run: Run, phase: Phase, variables: Variables, cache: TrunkCache) -> Generator[int]:
     """Computes what is missing: all of it on each process, on its own devices.
 
     Args:
       run: what the run works with.
       phase: the phase.
-      state: with the weights.
+      variables: those of the frozen units, in this process's memory.
       cache: filled in place.
 
     Yields:
@@ -165,8 +167,7 @@ def fill_cache(run: Run, phase: Phase, state: TrainState, cache: TrunkCache) -> 
     model, plan, feed = run.model, cache.plan, phase.feed
     devices = run.partition.local()
     augment = phase.make_augment(model.num_classes)
-    # The weights as this process holds them: the arrays of a run of several processes belong to all.
-    trunk = devices.place_state(jax.tree.map(hosts.whole_array, trunk_variables(plan, state.variables)))
+    trunk = devices.place_state(variables)
     share = devices.mesh.size
     batch_size = max(feed.eval_batch_size // hosts.count() // share, 1) * share
 

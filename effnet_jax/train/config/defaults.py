@@ -133,6 +133,7 @@ def shrink(config: ConfigDict, *, resolution: int = 64, batch_size: int = 16) ->
       The config. Its `data` stays: a large set needs smaller splits, such as `train[:256]`.
     """
     config.resolution = resolution
+    config.partition.fsdp = 1
     share = min(1.0, batch_size / config.batch_size)
     config.batch_size = round(config.batch_size * share)
     config.log_every = 1

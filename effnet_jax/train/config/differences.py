@@ -48,9 +48,16 @@ def compare_configs(
       The differences that change numbers, and those that change none, one line for each key.
     """
     lines = difference(with_defaults(old), new)
-    kinds = (_NEUTRAL, _PLACES) if places_differ else (_NEUTRAL,)
+    kinds = [_NEUTRAL, _PLACES] if places_differ else [_NEUTRAL]
+    if not _trains_batch_norm(new):
+        kinds.append(re.compile("microbatches"))
     neutral = [line for line in lines if any(kind.fullmatch(line.partition(": ")[0]) for kind in kinds)]
     return [line for line in lines if line not in neutral], neutral
+
+
+def _trains_batch_norm(config: Mapping[str, Any]) -> bool:
+    """Whether any phase normalises with the batch, so that it counts what is normalised together."""
+    return any((keys["batch_norm"] or config["batch_norm"]) == "train" for keys in config["phases"])
 
 
 def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:

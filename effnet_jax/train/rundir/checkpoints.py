@@ -141,16 +141,19 @@ class Checkpoints:
         self._write_held(before=step, room=2 * _bytes(newest[1]))
         self._write(*newest)
 
+    def is_unsaved_best(self, step: int) -> bool:
+        """Whether a step is the best so far and has no checkpoint, on the process that writes them."""
+        if self._manager is None:
+            return False
+        return step == best_step(list(self.accuracies), self.accuracies) and step not in self._manager.all_steps()
+
     def hold(self, snapshot: Snapshot) -> None:
         """Keeps a copy of the best state so far in the host's memory, to be written before the next checkpoint.
 
         So the best is there to be exported, and epochs of seconds do not write the model each time.
         """
         snapshot = gathered(snapshot)
-        if self._manager is None:
-            return
-        step = int(snapshot.state.step)
-        if step == best_step(list(self.accuracies), self.accuracies) and step not in self._manager.all_steps():
+        if self._manager is not None:
             self._held = self._copied(snapshot)
 
     def _copied(self, snapshot: Snapshot) -> tuple[int, Leaves, dict[str, Any]]:

@@ -6,7 +6,6 @@ with the whole batch; under `pmap` each device, or each group of them, has stati
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from effnet_jax.choices import PARTITION_MODES, SHARDED
@@ -22,6 +22,8 @@ from effnet_jax.errors import ConfigError, nearest
 DATA, FSDP = AXES = ("data", "fsdp")
 # Smaller arrays are on every device: sharding them saves nothing, and each costs a message.
 _LEAST_SHARDED = 1024
+# What of a state has to be cut where that is asked for.
+_LEAST_SHARE = 0.9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +51,11 @@ class Partition:
         return str(self.mesh.devices.flat[0].platform)
 
     # ---- how things lie
+
+    @property
+    def spread(self) -> bool:
+        """Whether pieces of the state are on other processes: then all have to come to read it."""
+        return self.mesh.shape[FSDP] > 1 and not self.replicated.is_fully_addressable
 
     @property
     def replicated(self) -> NamedSharding:
@@ -84,6 +91,11 @@ class Partition:
         if pieces == 1 or not axes or np.prod(shape) < _LEAST_SHARDED:
             return None
         return max(axes, key=lambda axis: (shape[axis], axis))
+
+    def cut_share(self, tree: Any) -> float:
+        """Returns how much of a state, arrays or their shapes, is cut into pieces: from 0 to 1, by elements."""
+        sizes = [(np.prod(np.shape(leaf)), self.axis_to_shard(np.shape(leaf))) for leaf in jax.tree.leaves(tree)]
+        return float(sum(size for size, axis in sizes if axis is not None) / max(sum(size for size, _ in sizes), 1))
 
     def _spec(self, shape: tuple[int, ...]) -> PartitionSpec:
         axis = self.axis_to_shard(shape)
@@ -244,7 +256,7 @@ def make_partition(
 
     Args:
       mode: `"pjit"` or `"pmap"`.
-      devices: in the order of the mesh; None: all devices of all processes, in the order that JAX finds best.
+      devices: in the order of the mesh; None: all devices of all processes, as `arranged`.
       fsdp: over how many neighbours a state is sharded; 1: each device has all of it.
       sharded: what of the state is: `"state"` or `"optimizer"`.
       microbatches: pieces of each device's share.
@@ -259,7 +271,54 @@ def make_partition(
     if count % fsdp:
         sizes = ", ".join(str(size) for size in range(1, count + 1) if count % size == 0)
         raise ConfigError(f"partition.fsdp={fsdp} does not divide the {count} devices: use one of {sizes}")
-    if devices is not None:
-        return Partition(mode, _mesh(devices, fsdp), sharded, microbatches)
-    make_mesh = functools.partial(jax.make_mesh, axis_types=(AxisType.Auto, AxisType.Auto))
-    return Partition(mode, make_mesh((count // fsdp, fsdp), AXES), sharded, microbatches)
+    if devices is None:
+        devices = arranged(jax.devices(), fsdp)
+    return Partition(mode, _mesh(devices, fsdp), sharded, microbatches)
+
+
+def arranged(devices: Sequence[jax.Device], fsdp: int = 1) -> list[jax.Device]:
+    """Returns devices in the order of a mesh: neighbours on the chips' torus side by side, slices one after the other.
+
+    Args:
+      devices: all of them.
+      fsdp: over how many neighbours a state is sharded.
+
+    Raises:
+      ConfigError: a slice does not make groups of `fsdp`.
+    """
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    each = len(devices) // slices
+    if each % fsdp:
+        raise ConfigError(
+            f"partition.fsdp={fsdp} does not divide the {each} devices of each of {slices} slices, and the pieces of a "
+            "state lie within one: take a divisor"
+        )
+    if slices == 1:
+        shape = (each // fsdp, fsdp)
+        return list(mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True).flat)
+    mesh = mesh_utils.create_hybrid_device_mesh(
+        (each // fsdp, fsdp), (slices, 1), devices, allow_split_physical_axes=True
+    )
+    return list(mesh.flat)
+
+
+def check_cut(partition: Partition, shapes: Any) -> None:
+    """Raises ConfigError where `fsdp` leaves most of a state whole, since its sizes have no such divisor.
+
+    Args:
+      partition: of the run.
+      shapes: of its parameters.
+    """
+    count, fsdp = partition.mesh.size, partition.mesh.shape[FSDP]
+    share = partition.cut_share(shapes)
+    if fsdp == 1 or share >= _LEAST_SHARE:
+        return
+    devices = list(partition.mesh.devices.flat)
+    sizes = [size for size in range(2, count + 1) if count % size == 0]
+    good = [
+        s for s in sizes if dataclasses.replace(partition, mesh=_mesh(devices, s)).cut_share(shapes) >= _LEAST_SHARE
+    ]
+    cure = f"use {' or '.join(map(str, good[-2:]))}" if good else "set it to 1"
+    raise ConfigError(
+        f"partition.fsdp={fsdp} divides {share:.0%} of the parameters, the rest would be whole on every device: {cure}"
+    )

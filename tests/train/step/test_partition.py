@@ -6,11 +6,13 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from effnet_jax.train.step.partition import make_partition
+from effnet_jax.errors import ConfigError
+from effnet_jax.train.step.partition import check_cut, make_partition
 from effnet_jax.train.step.state import create_state
 
 ORDERS = {
@@ -54,13 +56,21 @@ def test_a_sharded_state_is_on_no_device_as_a_whole():
     assert not there.opt_state[0].nu["a"]["kernel"].sharding.is_fully_replicated
 
 
+def test_a_state_that_fsdp_leaves_whole_is_refused():
+    shapes = jax.eval_shape(lambda: {"kernel": jnp.zeros((3, 3, 1, 24)), "wide": jnp.zeros((1, 1, 96, 48))})
+    check_cut(make_partition("pjit", fsdp=8), shapes)
+    with pytest.raises(ConfigError, match=r"partition.fsdp=5 divides 0% of the parameters.*set it to 1"):
+        check_cut(make_partition("pjit", jax.devices()[:5], fsdp=5), shapes)
+
+
 # Two processes of two devices; the mesh has the devices of the first at positions 0 and 3.
 SCRIPT = """
 import sys
 import jax
 import numpy as np
 from effnet_jax.hosts import join
-from effnet_jax.train.step.partition import make_partition
+from effnet_jax.errors import ConfigError
+from effnet_jax.train.step.partition import check_cut, make_partition
 
 join(sys.argv[2], 2, int(sys.argv[1]))
 mine, others = jax.devices()[:2], jax.devices()[2:]
