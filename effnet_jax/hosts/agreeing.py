@@ -143,11 +143,7 @@ def whole_array(array: Any) -> np.ndarray:
     Returns:
       The same shape and values, in this process's memory. It may be the array's own memory, so it is not to be changed.
     """
-    if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
-        from jax.experimental import multihost_utils  # here, so that importing the module stays cheap
-
-        return multihost_utils.process_allgather(array, tiled=True)
-    return np.asarray(array)
+    return np.asarray(readable(array))
 
 
 def readable(array: Any) -> Any:
@@ -156,7 +152,9 @@ def readable(array: Any) -> Any:
     As `whole_array`, it may be a computation of all devices.
     """
     if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
-        return whole_array(array)
+        from jax.experimental import multihost_utils  # here, so that importing the module stays cheap
+
+        return multihost_utils.process_allgather(array, tiled=True)
     return array
 
 

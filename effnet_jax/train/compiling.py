@@ -135,7 +135,7 @@ class CompileClock(contextlib.AbstractContextManager):
 
     def read(self) -> dict[str, float]:
         """Returns `seconds` and `compiling` so far."""
-        return {"seconds": round(time.monotonic() - self._began, 1), "compiling": round(self._compiling, 1)}
+        return {"seconds": round(time.monotonic() - self._began, 2), "compiling": round(self._compiling, 2)}
 
 
 def first_step_words(first_step: dict[str, float]) -> str:

@@ -18,13 +18,14 @@ from effnet_jax.data.loader import prefetch
 from effnet_jax.errors import DataError, DiskError, PathError, RunError, Stopped
 from effnet_jax.train import advice
 from effnet_jax.train.cache.fill import prepare_cache, sweep_caches
-from effnet_jax.train.cache.store import TrunkCache, cached_inputs
+from effnet_jax.train.cache.store import TrunkCache
 from effnet_jax.train.compiling import CompileClock, first_step_words
 from effnet_jax.train.evaluation import Results, evaluate
 from effnet_jax.train.finish import finish_run, finished_words
 from effnet_jax.train.meter import Meter, mean
 from effnet_jax.train.phases import Phase
 from effnet_jax.train.profiling import Profile
+from effnet_jax.train.programs import training_program
 from effnet_jax.train.run import Run, Standing, StopAsked
 from effnet_jax.train.rundir.export import trained_metadata
 from effnet_jax.train.rundir.progress import Progress
@@ -33,7 +34,6 @@ from effnet_jax.train.screen import percent, phase_table, slowest_input
 from effnet_jax.train.start import check_run, open_run
 from effnet_jax.train.step.optimizers import observe, plateau_scale
 from effnet_jax.train.step.state import TrainState, enter_phase
-from effnet_jax.train.step.steps import TrainStep, make_train_step
 
 
 def train(config: Any, workdir: epath.PathLike, *, devices: Sequence[jax.Device] | None = None) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def train_phase(run: Run, phase: Phase, standing: Standing) -> None:
     title = f"{phase.name}, {phase.resolution}×{phase.resolution}"
     run.screen.show(phase_table(title, phase.plan.table(standing.state.params), phase.factors))
     cache = prepare_cache(run, phase, standing.state)
-    train_step = make_step(run, phase, cache)
+    train_step = training_program(run.model, phase, run.partition, ema=run.config.ema, cache=cache)
     meter = standing.meter = Meter(phase.feed.batch_size, step)
     if unclosed:
         close_epoch(run, phase, standing, cache)
@@ -142,22 +142,6 @@ def tell_first_step(run: Run, standing: Standing) -> None:
     if standing.first_step is None:
         standing.first_step = run.clock.read()
         run.screen.say(first_step_words(standing.first_step))
-
-
-def make_step(run: Run, phase: Phase, cache: TrunkCache | None) -> TrainStep:
-    """The step of a phase, which is compiled at its first call: on images, or on what its trunk cache holds."""
-    classes = run.model.num_classes
-    step = make_train_step(
-        run.model,
-        phase.plan,
-        phase.optimizer,
-        cached_inputs(classes, phase.augment["label_smoothing"]) if cache else phase.make_augment(classes),
-        views=phase.views,
-        first=cache.plan.first if cache else None,
-        ema_decay=run.config.ema,
-        averaged=run.partition.averaged_gradients,
-    )
-    return run.partition.compile_train_step(step)
 
 
 def training_stream(run: Run, phase: Phase, step: int, cache: TrunkCache | None):

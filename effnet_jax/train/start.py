@@ -5,11 +5,10 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -23,6 +22,7 @@ from effnet_jax.train.config import check_config, to_json
 from effnet_jax.train.config.checks import check_devices
 from effnet_jax.train.initial import check_weights, initial_variables, keeps_classifier, make_model
 from effnet_jax.train.phases import Phase, make_phases
+from effnet_jax.train.programs import evaluation_program, partition_of, state_shapes
 from effnet_jax.train.run import Run, Standing
 from effnet_jax.train.rundir.attempts import add_attempt, commit
 from effnet_jax.train.rundir.checkpoints import Checkpoints
@@ -33,9 +33,8 @@ from effnet_jax.train.rundir.skipped import SkippedImages
 from effnet_jax.train.rundir.workdir import check_workdir, claim_workdir
 from effnet_jax.train.screen import Screen
 from effnet_jax.train.step.optimizers import observe
-from effnet_jax.train.step.partition import Partition, check_cut, make_partition
+from effnet_jax.train.step.partition import Partition, check_cut
 from effnet_jax.train.step.state import TrainState, create_state
-from effnet_jax.train.step.steps import make_eval_step
 from effnet_jax.weights.metadata import Metadata, current_versions
 
 SPLITS = ("train", "validation", "test")
@@ -100,13 +99,7 @@ def check_run(config: Any, workdir: epath.PathLike, devices: Sequence[jax.Device
         weights=weights,
         sources=sources,
         identity=identity,
-        partition=make_partition(
-            config.partition.mode,
-            devices,
-            fsdp=config.partition.fsdp,
-            sharded=config.partition.sharded,
-            microbatches=config.microbatches,
-        ),
+        partition=partition_of(config, devices),
         notes=[*(f"note: {line}" for line in notes), *(f"warning: {line}" for line in warnings)],
         finished=finished,
     )
@@ -249,7 +242,7 @@ def open_run(checked: Checked, clock: CompileClock, stack: contextlib.ExitStack)
         screen=screen,
         skipped=skipped,
         stop=stop,
-        eval_step=_compiled_eval_steps(model, checked.partition),
+        eval_step=functools.cache(functools.partial(evaluation_program, model, checked.partition)),
         clock=clock,
     )
     skipped.update(sources)
@@ -269,16 +262,6 @@ def catch_up(phase: Phase, state: TrainState, saved: Progress, since: Progress) 
     if not evaluated or since.phase != saved.phase or phase.keys.schedule != "plateau":
         return state
     return state.replace(opt_state=observe(phase.keys, state.opt_state, since.validation["validation"]["loss"]))
-
-
-def state_shapes(model: Any, phase: Phase, *, ema: bool) -> TrainState:
-    """Returns the shapes of a state in a phase, without computing anything."""
-
-    def create() -> TrainState:
-        variables = model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
-        return create_state(variables, phase.optimizer, ema=ema)
-
-    return jax.eval_shape(create)
 
 
 def state_bytes(tree: Any) -> int:
@@ -336,12 +319,3 @@ def _layout_words(config: Mapping[str, Any]) -> str:
     words += [f"{what if what == 'state' else 'state of the optimizer'} over {fsdp} devices"] if fsdp > 1 else []
     words += [f"{config['microbatches']} microbatches"] if config["microbatches"] > 1 else []
     return ", ".join(words)
-
-
-def _compiled_eval_steps(model: Any, partition: Partition) -> Callable[..., Any]:
-    @functools.cache
-    def eval_step(resolution: int, first: str | None = None) -> Callable[..., Any]:
-        step = make_eval_step(model, resolution=resolution, first=first)
-        return partition.compile_eval_step(step)
-
-    return eval_step

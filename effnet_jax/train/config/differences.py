@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from effnet_jax.train.config.checks import make_plan
 from effnet_jax.train.config.defaults import PHASE_DEFAULTS, default_config, flat, plain
 
 # Keys that change no number that a run has come to: what time and memory it takes, what it writes when and where, and
@@ -49,15 +50,11 @@ def compare_configs(
     """
     lines = difference(with_defaults(old), new)
     kinds = [_NEUTRAL, _PLACES] if places_differ else [_NEUTRAL]
-    if not _trains_batch_norm(new):
+    # Where no batch norm normalises with the batch, it does not count what is taken together.
+    if not any(make_plan(new, keys).batch_norm_units for keys in new["phases"]):
         kinds.append(re.compile("microbatches"))
     neutral = [line for line in lines if any(kind.fullmatch(line.partition(": ")[0]) for kind in kinds)]
     return [line for line in lines if line not in neutral], neutral
-
-
-def _trains_batch_norm(config: Mapping[str, Any]) -> bool:
-    """Whether any phase normalises with the batch, so that it counts what is normalised together."""
-    return any((keys["batch_norm"] or config["batch_norm"]) == "train" for keys in config["phases"])
 
 
 def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
