@@ -134,16 +134,24 @@ def train_batches(
 
 
 def ordered_batches(
-    source: Source, *, batch_size: int, start: int = 0, workers: int = 0, size: int = 256, cache_gib: float = 1.0
+    source: Source,
+    *,
+    batch_size: int,
+    start: int = 0,
+    workers: int = 0,
+    size: int = 256,
+    rows: np.ndarray | None = None,
+    cache_gib: float = 1.0,
 ) -> Batches:
     """Every example once and in order, from position `start` on, in the form of training batches.
 
     The last batch begins anew with the first examples. Unlike `index`, the order of the rows does not change where an
-    image is skipped. Arguments and results are those of `train_batches`; each process gets everything.
+    image is skipped. Arguments and results are those of `train_batches`.
     """
-    place = functools.partial(_in_order, batch_size=batch_size, start=start, count=len(source))
+    rows = np.arange(batch_size) if rows is None else rows
+    place = functools.partial(_in_order, batch_size=batch_size, start=start, count=len(source), rows=rows)
     steps = range(-(-(len(source) - start) // batch_size))
-    return _training(source, steps, place, batch_size, workers=workers, size=size, cache_gib=cache_gib)
+    return _training(source, steps, place, len(rows), workers=workers, size=size, cache_gib=cache_gib)
 
 
 Place = Callable[[int], tuple[np.ndarray, np.ndarray]]  # step -> positions in the source and epochs, [B] each
@@ -154,9 +162,8 @@ def _shuffled(step: int, *, batch_size: int, seed: int, count: int, rows: np.nda
     return indices[rows], step_epochs(step, batch_size=batch_size, count=count)[rows]
 
 
-def _in_order(step: int, *, batch_size: int, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    positions = np.arange(start + step * batch_size, start + (step + 1) * batch_size)
-    return positions % count, np.zeros(batch_size, np.int32)
+def _in_order(step: int, *, batch_size: int, start: int, count: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return (start + step * batch_size + rows) % count, np.zeros(len(rows), np.int32)
 
 
 def _training(

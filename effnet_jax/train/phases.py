@@ -52,12 +52,13 @@ class Feed:
             source, **order, workers=self.workers, size=self.square, rows=rows, cache_gib=self.cache_gib
         )
 
-    def in_order(self, source: Source, batch_size: int, start: int) -> Batches:
-        """Every training image once and in order, all of them on each process (`loader.ordered_batches`)."""
+    def in_order(self, source: Source, batch_size: int, start: int, rows: np.ndarray) -> Batches:
+        """Every training image once and in order; `rows` of each batch are this process's (`ordered_batches`)."""
         return ordered_batches(
             source,
             batch_size=batch_size,
             start=start,
+            rows=rows,
             workers=self.workers,
             size=self.square,
             cache_gib=self.cache_gib,

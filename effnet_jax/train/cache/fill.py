@@ -23,7 +23,7 @@ from effnet_jax.train.cache.plan import cache_key, trunk_hash, trunk_variables
 from effnet_jax.train.cache.store import TrunkCache, open_cache
 from effnet_jax.train.meter import duration
 from effnet_jax.train.phases import Phase
-from effnet_jax.train.run import Run, StopAsked
+from effnet_jax.train.run import Run
 from effnet_jax.train.step.state import TrainState, Variables
 from effnet_jax.train.step.steps import PURPOSE_AUGMENT, Batch, example_keys
 
@@ -56,22 +56,22 @@ def prepare_cache(run: Run, phase: Phase, state: TrainState) -> TrunkCache | Non
         return None
     sweep_caches(run, phase)  # a kill may have come before those of finished phases were gone
     plan = phase.cache
+    variables = trunk_variables(plan, state.variables)
     # Brought together before it is known who has something to fill: all processes have to come for it.
-    variables = jax.tree.map(hosts.whole_array, trunk_variables(plan, state.variables))
     trunk = trunk_hash(plan, variables)
     if state.ema is not None and trunk_hash(plan, state.ema) != trunk:
         plan = dataclasses.replace(plan, images={"train": plan.images["train"]})
     folder = cache_folder(run, phase)
     place = f"in {folder}" if folder else "in memory"
     run.screen.say(f"trunk cache: {plan}, {place} (budget {plan.gib:g} GiB)")
-    with hosts.agree("the trunk cache is opened"):
+    with hosts.agree("the trunk cache is opened") as filled:
         # The key reads every image, and only a cache on disk can be an old one.
         key = cache_key(plan, _about(run, phase), trunk, run.sources) if folder else ""
         cache = open_cache(plan, key, folder)
+        filled.append(cache.done)
+    cache.done = {split: min(done[split] for done in filled) for split in cache.done}  # they fill it together
     if cache.missing:
         _run_fill(run, cache, fill_cache(run, phase, variables, cache))
-    if hosts.anywhere("a trunk cache is not full", cache.missing > 0):
-        raise StopAsked(run.stop.reason() or "SIGTERM")
     return cache
 
 
@@ -141,8 +141,7 @@ def _run_fill(run: Run, cache: TrunkCache, fill: Generator[int]) -> None:
             if recorded - missing > _ROWS_BETWEEN_RECORDS:
                 cache.record()
                 recorded = missing
-            if run.stop.wished():
-                break
+            run.tick()
     finally:  # what is filled stays, whatever ended it
         fill.close()
         cache.record()
@@ -150,12 +149,12 @@ def _run_fill(run: Run, cache: TrunkCache, fill: Generator[int]) -> None:
 
 
 def fill_cache(run: Run, phase: Phase, variables: Variables, cache: TrunkCache) -> Generator[int]:
-    """Computes what is missing: all of it on each process, on its own devices.
+    """Computes what is missing: each device its share of every batch, and every process keeps all of it.
 
     Args:
       run: what the run works with.
       phase: the phase.
-      variables: those of the frozen units, in this process's memory.
+      variables: those of the frozen units, on the devices.
       cache: filled in place.
 
     Yields:
@@ -164,53 +163,52 @@ def fill_cache(run: Run, phase: Phase, variables: Variables, cache: TrunkCache) 
     Raises:
       RunError: an output that the cache's type cannot hold.
     """
-    model, plan, feed = run.model, cache.plan, phase.feed
-    devices = run.partition.local()
+    model, plan, feed, partition = run.model, cache.plan, phase.feed, run.partition
     augment = phase.make_augment(model.num_classes)
-    trunk = devices.place_state(variables)
-    share = devices.mesh.size
-    batch_size = max(feed.eval_batch_size // hosts.count() // share, 1) * share
+    batch_size, rows = feed.eval_batch_size, run.rows(feed.eval_batch_size)
 
-    def outputs(trunk: Variables, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def with_outputs(trunk: Variables, batch: Batch, images: jax.Array) -> Batch:
         result: Any = model.apply(trunk, images, last=plan.cut, method="run")
         kept = (pool(result, model.pooling) if plan.cut == "top" else result).astype(plan.dtype)
-        return kept, jnp.all(jnp.isfinite(kept))
+        return {"outputs": kept, "label": batch["label"], "index": batch["index"]}
 
-    @jax.jit
-    def of_view(trunk: Variables, batch: Batch, seed: jax.Array, view: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return outputs(trunk, augment(batch, example_keys(seed, PURPOSE_AUGMENT, view, batch["index"]))[0])
+    def of_view(given: tuple[Variables, jax.Array, jax.Array], batch: Batch) -> Batch:
+        trunk, seed, view = given
+        return with_outputs(trunk, batch, augment(batch, example_keys(seed, PURPOSE_AUGMENT, view, batch["index"]))[0])
 
-    @jax.jit
-    def of_evaluation(trunk: Variables, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    def of_evaluation(trunk: Variables, batch: Batch) -> Batch:
         images = batch["image"]
-        return outputs(trunk, resize_on_device(images, phase.resolution) if images.dtype == jnp.uint8 else images)
+        images = resize_on_device(images, phase.resolution) if images.dtype == jnp.uint8 else images
+        index = jnp.where(batch["mask"] > 0, batch["index"], -1)
+        return with_outputs(trunk, {**batch, "index": index}, images)
 
-    def keep(split: str, end: int, batch: dict[str, np.ndarray], result: tuple[jax.Array, Any]) -> None:
+    def keep(split: str, end: int, result: Batch) -> None:
         """Writes a batch's outputs after those that are there, up to `end`, where the split or its view ends."""
-        kept, finite = result
-        if not finite:
+        start = cache.done[split]
+        written = np.arange(start, min(start + batch_size, end))
+        batch = {name: np.asarray(value)[: len(written)] for name, value in result.items()}
+        outputs = batch.pop("outputs")
+        if not np.isfinite(outputs).all():
             raise RunError(
                 f"an output of {plan.cut} is no number in {plan.dtype}: set cache_dtype='float32' or 'bfloat16'; "
                 "where that fails too, the weights are damaged. Give another --workdir, since the config differs"
             )
-        start = cache.done[split]
-        rows = np.arange(start, min(start + len(kept), end))
-        cache.write(split, rows, np.asarray(kept)[: len(rows)], {name: batch[name][: len(rows)] for name in batch})
+        cache.write(split, written, outputs, batch)
 
-    def placed(batches: Batches) -> Iterator[tuple[dict[str, np.ndarray], Batch]]:
+    def placed(batches: Batches) -> Iterator[Batch]:
         with contextlib.closing(batches):
-            yield from prefetch(batches, lambda batch: (batch, devices.place_batch(batch)))
+            yield from prefetch(batches, partition.place_batch)
 
     # Validation first: it is small, and an image that cannot be read is told early.
     if cache.done.get("validation", 0) < plan.rows.get("validation", 0):
-        for host, batch in placed(feed.evaluating(run.sources["validation"], batch_size)):
-            host["index"] = np.where(host["mask"] > 0, host["index"], -1)
-            keep("validation", plan.images["validation"], host, of_evaluation(trunk, batch))
+        evaluated = partition.compile_rows(of_evaluation)
+        for batch in placed(feed.evaluating(run.sources["validation"], batch_size, rows)):
+            keep("validation", plan.images["validation"], evaluated(variables, batch))
             yield cache.missing
+    viewed = partition.compile_rows(of_view)
     count = plan.images["train"]
     while cache.done["train"] < plan.rows["train"]:
         view, position = divmod(cache.done["train"], count)
-        for host, batch in placed(feed.in_order(run.sources["train"], batch_size, position)):
-            result = of_view(trunk, batch, jnp.int32(feed.seed), jnp.int32(view))
-            keep("train", (view + 1) * count, host, result)
+        for batch in placed(feed.in_order(run.sources["train"], batch_size, position, rows)):
+            keep("train", (view + 1) * count, viewed((variables, jnp.int32(feed.seed), jnp.int32(view)), batch))
             yield cache.missing

@@ -80,10 +80,6 @@ class Partition:
         spans = [(device, *index[0].indices(batch_size)[:2]) for device, index in indices.items() if index]
         return sorted(spans, key=lambda span: span[1])
 
-    def local(self) -> "Partition":
-        """The devices of the mesh that belong to this process, as a partition of their own."""
-        return Partition("pjit", _mesh(self.mesh.local_devices))
-
     def axis_to_shard(self, shape: tuple[int, ...]) -> int | None:
         """Returns the axis of a sharded array that is cut: the longest that can be; None where it stays whole."""
         pieces = self.mesh.shape[FSDP]
@@ -220,6 +216,20 @@ class Partition:
     def compile_eval_step(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """Compiles (variables, batch) → sums, of one device's share → of the global batch."""
         return jax.jit(self.summed(step), out_shardings=self.replicated)
+
+    def compile_rows(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Compiles (values, batch) → arrays with a row for each example, of a device's share → of the global batch.
+
+        What comes out is whole on every device.
+        """
+
+        def on_each(values: Any, batch: Any) -> Any:
+            return lax.all_gather(function(values, batch), AXES, tiled=True)
+
+        if self.mesh.size == 1:
+            return jax.jit(function)
+        given = (PartitionSpec(), PartitionSpec(AXES))
+        return jax.jit(self._on_each(on_each, given, PartitionSpec()), out_shardings=self.replicated)
 
 
 def _in_pieces(function: Callable[..., Any], count: int) -> Callable[..., Any]:

@@ -35,6 +35,14 @@ def test_a_batch_keeps_its_order_in_any_order_of_the_mesh(order):
     assert first.device == jax.devices()[order[0]]
 
 
+def test_rows_come_out_whole_and_in_order_whatever_device_made_them():
+    partition = make_partition("pjit", [jax.devices()[number] for number in ORDERS["along a torus"]], fsdp=2)
+    batch = partition.place_batch({"value": np.arange(32.0).reshape(16, 2)})
+    scaled = partition.compile_rows(lambda factor, rows: {"twice": factor * rows["value"]})(2.0, batch)["twice"]
+    assert scaled.is_fully_replicated
+    assert np.array_equal(scaled, 2 * np.arange(32.0).reshape(16, 2))
+
+
 def test_a_sharded_state_is_on_no_device_as_a_whole():
     partition = make_partition("pjit", fsdp=4)
     create = functools.partial(create_state, optimizer=optax.adam(1e-3), ema=True)
@@ -81,6 +89,8 @@ placed = partition.place_batch({"value": values[rows]})["value"]
 for shard in placed.addressable_shards:
     assert np.array_equal(shard.data, values[shard.index]), shard
 total = jax.jit(lambda value: (value * np.arange(8)).sum(), out_shardings=partition.replicated)(placed)
+doubled = partition.compile_rows(lambda factor, batch: batch["value"] * factor)(np.int64(2), {"value": placed})
+assert np.asarray(doubled).tolist() == (2 * values).tolist()
 print(rows.tolist(), int(total))
 """
 
