@@ -6,6 +6,7 @@ Names and sizes: https://cloud.google.com/tpu/docs/v4, v5e, v5p and v6e. Runtime
 from typing import NamedTuple
 
 from effnet_jax.errors import ConfigError, nearest
+from effnet_jax.tpu.chips import CHIPS, parse_topology
 
 
 class Generation(NamedTuple):
@@ -14,14 +15,12 @@ class Generation(NamedTuple):
     Attributes:
       prefix: of the accelerator types.
       runtime: the version of the machines' software that JAX is installed on.
-      cores: what the size in a name counts for each chip.
       one_host: the most chips of a slice with one host; a host of a larger slice has four.
       sizes: as they stand in names.
     """
 
     prefix: str
     runtime: str
-    cores: int
     one_host: int
     sizes: tuple[int, ...]
 
@@ -37,15 +36,15 @@ class Slice(NamedTuple):
 
 _POWERS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 GENERATIONS = {
-    "v4": Generation("v4", "tpu-ubuntu2204-base", 2, 4, (*_POWERS, 1536)),
-    "v5e": Generation("v5litepod", "v2-alpha-tpuv5-lite", 1, 8, (1, 4, 8, 16, 32, 64, 128, 256)),
-    "v5p": Generation("v5p", "v2-alpha-tpuv5", 2, 4, (*_POWERS, 384, 640, 768, 896, 1152, 1280, 1536, 8192, 12288)),
-    "v6e": Generation("v6e", "v2-alpha-tpuv6e", 1, 8, (1, 4, 8, 16, 32, 64, 128, 256)),
+    "v4": Generation("v4", "tpu-ubuntu2204-base", 4, (*_POWERS, 1536)),
+    "v5e": Generation("v5litepod", "v2-alpha-tpuv5-lite", 8, (1, 4, 8, 16, 32, 64, 128, 256)),
+    "v5p": Generation("v5p", "v2-alpha-tpuv5", 4, (*_POWERS, 384, 640, 768, 896, 1152, 1280, 1536, 8192, 12288)),
+    "v6e": Generation("v6e", "v2-alpha-tpuv6e", 8, (1, 4, 8, 16, 32, 64, 128, 256)),
 }
 
 
 def find_slice(topology: str) -> Slice:
-    """Returns the slice of a name such as `v5e-16`, or of Cloud TPU's own `v5litepod-16`.
+    """Returns the slice of a name such as `v5e-16`, `v5litepod-16` as Cloud TPU has it, or `v5e:4x4`.
 
     Raises:
       ConfigError: there is none of that name.
@@ -53,10 +52,18 @@ def find_slice(topology: str) -> Slice:
     slices = {}
     for name, kind in GENERATIONS.items():
         for size in kind.sizes:
-            chips = size // kind.cores
+            chips = size // CHIPS[name].cores
             hosts = 1 if chips <= kind.one_host else chips // 4
             found = Slice(f"{kind.prefix}-{size}", kind.runtime, chips, hosts)
             slices[f"{name}-{size}"] = slices[found.accelerator] = found
+    if ":" in topology:
+        asked = parse_topology(topology)
+        if parse_topology(asked.cloud_name) != asked:
+            usual = parse_topology(asked.cloud_name).name
+            raise ConfigError(
+                f"--topology={topology}: a name that counts cores, {asked.cloud_name}, is {usual}: use that"
+            )
+        topology = asked.cloud_name
     if topology not in slices:
         raise ConfigError(f"--topology={topology}: there is no such slice: {nearest(topology, slices)}")
     return slices[topology]

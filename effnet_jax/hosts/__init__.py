@@ -7,7 +7,17 @@ through a device computation, which would wait for a process that failed. Around
 tells the others each second that this process lives, and hears who failed, fell silent or wishes to stop.
 """
 
-from effnet_jax.hosts.agreeing import agree, anywhere, compare, gather, on_first, readable, wait, whole_array
+from effnet_jax.hosts.agreeing import (
+    agree,
+    anywhere,
+    compare,
+    gather,
+    is_readable,
+    on_first,
+    readable,
+    wait,
+    whole_array,
+)
 from effnet_jax.hosts.joining import join
 from effnet_jax.hosts.names import count, describe, index, is_first, who
 from effnet_jax.hosts.stopping import Stop, stop_signals
@@ -25,6 +35,7 @@ __all__ = [
     "is_first",
     "join",
     "on_first",
+    "is_readable",
     "readable",
     "stop_signals",
     "wait",

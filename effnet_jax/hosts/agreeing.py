@@ -146,12 +146,17 @@ def whole_array(array: Any) -> np.ndarray:
     return np.asarray(readable(array))
 
 
+def is_readable(array: Any) -> bool:
+    """Whether this process has all of an array."""
+    return not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated
+
+
 def readable(array: Any) -> Any:
     """Returns an array that this process can read: itself, or where others hold pieces of it, the whole of it.
 
     As `whole_array`, it may be a computation of all devices.
     """
-    if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
+    if not is_readable(array):
         from jax.experimental import multihost_utils  # here, so that importing the module stays cheap
 
         return multihost_utils.process_allgather(array, tiled=True)

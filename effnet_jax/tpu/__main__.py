@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from effnet_jax.errors import ConfigError, nearest, run_command
+from effnet_jax.tpu import AUTO
 from effnet_jax.tpu.chips import parse_topology
 from effnet_jax.train.__main__ import parse_command
 from effnet_jax.train.config import check_config
@@ -17,7 +18,7 @@ Compiles the training step and the evaluation step of each phase of a recipe for
 (pip install 'effnet-jax[tpu]', Linux), and says what they need and do: memory, traffic, and what the chip's peak and
 bandwidths make of these. A step takes one to five minutes of two cores.
 
-  --topology=v5e:4x4         the generation and the chips along each dimension: v5e, v6e, v4, v5p
+  --topology=v5e:4x4         the generation and the chips along each dimension: v5e, v6e, v4, v5p; or v5e-16
   --json=OUT                 writes the figures there too
   --batch_size=256           of all chips together, in place of the config's; auto: the largest that fits
   --images=50000             of the training split; the data's where it is here, else ImageNet's
@@ -28,7 +29,7 @@ _FLAGS = ("topology", "json", "batch_size", "images")
 
 
 class Command(NamedTuple):
-    """What the command was given; the config is unchecked, the numbers are 0 where they were left out, -1 is auto."""
+    """What the command was given; the config is unchecked, the numbers are 0 where they were left out."""
 
     config: Any
     topology: str
@@ -99,7 +100,7 @@ def parse_arguments(argv: Sequence[str]) -> Command:
         config=config,
         topology=own["topology"],
         json=own.get("json", ""),
-        batch_size=-1 if own.get("batch_size") == "auto" else _number(own, "batch_size", ", or auto"),
+        batch_size=AUTO if own.get("batch_size") == "auto" else _number(own, "batch_size", ", or auto"),
         images=_number(own, "images"),
     )
 

@@ -35,6 +35,7 @@ class Chip:
       chips_per_host: in a slice with several hosts.
       flat: whether slices have two dimensions; else three.
       largest: chips of the largest slice.
+      cores: of a chip, which Cloud TPU's names of slices count: `v4-16` has 8 chips.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Chip:
     chips_per_host: int
     flat: bool
     largest: int
+    cores: int = 1
 
     @property
     def usable_bytes(self) -> int:
@@ -56,9 +58,9 @@ class Chip:
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", 32 * _GIB, 5 * _GIB // 4, 1200e9, 275e12, 300e9, 4, flat=False, largest=4096),
+        Chip("v4", 32 * _GIB, 5 * _GIB // 4, 1200e9, 275e12, 300e9, 4, flat=False, largest=4096, cores=2),
         Chip("v5e", 16 * _GIB, _GIB // 4, 819e9, 197e12, 200e9, 4, flat=True, largest=256),
-        Chip("v5p", 95 * _GIB, 0, 2765e9, 459e12, 600e9, 4, flat=False, largest=6144),
+        Chip("v5p", 95 * _GIB, 0, 2765e9, 459e12, 600e9, 4, flat=False, largest=6144, cores=2),
         Chip("v6e", 32 * _GIB, 3 * _GIB // 4, 1638e9, 918e12, 400e9, 4, flat=True, largest=256),
     )
 }
@@ -81,13 +83,23 @@ class Topology:
     def chips(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def cloud_name(self) -> str:
+        """As `tools/tpu_pod.py` and Cloud TPU count it: `v5e-16`."""
+        return f"{self.chip.name}-{self.chips * self.chip.cores}"
+
 
 def parse_topology(name: str) -> Topology:
-    """Reads the name of a slice, such as `v5e:4x4` or `v5p:4x4x8`.
+    """Reads the name of a slice: `v5e:4x4` or `v5p:4x4x8`; or as Cloud TPU counts it, `v5e-16` or `v5litepod-16`.
 
     Raises:
       ConfigError: there is no such slice.
     """
+    if counted := re.fullmatch(r"(v\d\w*?)(litepod)?-([1-9]\d{0,5})", name):
+        generation = counted[1] + ("e" if counted[2] else "")
+        if generation not in CHIPS:
+            raise ConfigError(f"topology {name!r}: there is no TPU {generation!r}: {nearest(generation, CHIPS)}")
+        return _of_size(CHIPS[generation], int(counted[3]), name)
     generation, _, shape = name.partition(":")
     if not re.fullmatch(r"[1-9]\d{0,5}(x[1-9]\d{0,5})*", shape):
         example = "v5e:4x4 or v4:2x2x1"
@@ -104,6 +116,25 @@ def parse_topology(name: str) -> Topology:
     if not _is_published(chip, shape, sizes):
         raise ConfigError(f"topology {name!r}: there is no such slice: use {_shapes(chip)}")
     return Topology(chip, sizes)
+
+
+def _of_size(chip: Chip, size: int, name: str) -> Topology:
+    """The slice of so many cores, in the shape that Cloud TPU gives where none is asked for: the most cubic one."""
+    shapes = [tuple(map(int, shape.split("x"))) for shape in (_FLAT_SHAPES if chip.flat else _SMALL_SHAPES)]
+    if not chip.flat:
+        sides = range(4, chip.largest // 16 + 1, 4)
+        chips = size // chip.cores
+        shapes += [
+            (a, b, chips // (a * b)) for a in sides for b in sides if a <= b <= chips / (a * b) and chips % (a * b) == 0
+        ]
+    fitting = [
+        shape
+        for shape in shapes
+        if math.prod(shape) * chip.cores == size and _is_published(chip, "x".join(map(str, shape)), shape)
+    ]
+    if not fitting:
+        raise ConfigError(f"topology {name!r}: there is no slice of that size: use {_shapes(chip)}")
+    return Topology(chip, min(fitting, key=sum))
 
 
 def _is_published(chip: Chip, shape: str, sizes: tuple[int, ...]) -> bool:

@@ -4,7 +4,6 @@ A loop counts its body as often as it runs; of a conditional's branches the one 
 instruction reads and writes: `traffic.py`.
 """
 
-import collections
 import dataclasses
 import functools
 import re
@@ -116,10 +115,6 @@ class Program:
     def host_transfers(self) -> list[Moved]:
         """Returns the instructions that exchange data with the host inside the program."""
         return [moved for moved in self.moved if _meets_host(moved.instruction)]
-
-    def opcodes(self) -> collections.Counter[str]:
-        """Counts instructions by opcode in all computations, those inside of fusions too."""
-        return collections.Counter(i.opcode for c in self.module.computations.values() for i in c.values())
 
     # ---- the walk through the schedule
 

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from effnet_jax import files
 from effnet_jax.errors import ConfigError, EffnetError
+from effnet_jax.tpu import AUTO
 from effnet_jax.tpu.batch import largest_batch
 from effnet_jax.tpu.chips import CHIPS, Chip, Topology, topology_devices
 from effnet_jax.tpu.report import Report, report, too_large
@@ -23,7 +24,6 @@ from effnet_jax.train.start import SPLITS, open_sources
 from effnet_jax.weights.metadata import current_versions
 
 IMAGENET = {"train": 1_281_167, "validation": 50_000, "test": 50_000}
-AUTO = -1
 
 Tell = Callable[[str], None]
 

@@ -250,6 +250,8 @@ def test_status_asks_for_the_state(lines):
         ("v5e-8", "v5litepod-8", 8, 1),
         ("v5e-256", "v5litepod-256", 256, 64),
         ("v5litepod-16", "v5litepod-16", 16, 4),
+        ("v5e:4x4", "v5litepod-16", 16, 4),
+        ("v4:4x4x8", "v4-256", 128, 32),
         ("v5p-128", "v5p-128", 64, 16),
         ("v5p-12288", "v5p-12288", 6144, 1536),
         ("v6e-1", "v6e-1", 1, 1),
@@ -403,6 +405,7 @@ def test_gcloud_refuses(call, tmp_path, monkeypatch, capfd, said, cure):
     [
         (["create", "pod"], "`create` needs --topology"),
         (["create", "pod", "--topology=v5e-17"], "did you mean 'v5e-1' or 'v5e-16'"),
+        (["create", "pod", "--topology=v4:4x4x32"], "v4-1024, is v4:8x8x8: use that"),
         (["create", "pod", "--topology=h100"], "there is no such slice: choose from v4-8, "),
         (["create", "pod", *SLICE, "--node-count=0"], "--node-count=0: give how many slices"),
         (["create", "pod", *SLICE, "--node-cuont=2"], "--node-cuont=2 is no flag: did you mean '--node-count'"),

@@ -19,11 +19,29 @@ def test_a_topology_is_read(name, count):
 
 
 @pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("v5e-1", "v5e:1x1"),
+        ("v5litepod-8", "v5e:2x4"),
+        ("v6e-256", "v6e:16x16"),
+        ("v4-16", "v4:2x2x2"),
+        ("v4-512", "v4:4x8x8"),
+        ("v5p-1536", "v5p:8x8x12"),
+    ],
+)
+def test_names_that_count_cores_are_read_too(name, shape):
+    assert parse_topology(name) == parse_topology(shape)
+    assert parse_topology(shape).cloud_name == name.replace("litepod", "e")
+
+
+@pytest.mark.parametrize(
     ("name", "cure"),
     [
         ("v5x:2x2", r"no TPU 'v5x'.*did you mean 'v5[ep]'"),
         ("v5e", r"such as v5e:4x4 or v4:2x2x1"),
-        ("v5e-16", r"such as v5e:4x4 or v4:2x2x1"),
+        ("v5e-17", r"no slice of that size: use 1x1, 2x2"),
+        ("v7-8", r"no TPU 'v7'"),
+        ("v4-12", r"no slice of that size"),
         ("v5e:4xfour", r"such as v5e:4x4"),
         ("v5e:0x4", r"such as v5e:4x4"),
         ("v5e:2x2x1", r"slices of v5e have two dimensions"),

@@ -12,10 +12,10 @@ from jax.errors import JaxRuntimeError
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from effnet_jax.errors import ConfigError, EffnetError
-from effnet_jax.tpu import recipe
+from effnet_jax.tpu import AUTO, recipe
 from effnet_jax.tpu.__main__ import main, parse_arguments
 from effnet_jax.tpu.chips import CHIPS, Topology, parse_topology
-from effnet_jax.tpu.recipe import AUTO, compile_recipe, misfits
+from effnet_jax.tpu.recipe import compile_recipe, misfits
 from effnet_jax.train.programs import PhasePrograms
 
 RECIPE = """\

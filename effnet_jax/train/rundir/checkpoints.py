@@ -40,6 +40,7 @@ from effnet_jax.train.rundir.snapshot import (
     checksums,
     copied,
     gathered,
+    is_spread,
     matched,
     nested,
     one_line,
@@ -129,17 +130,25 @@ class Checkpoints:
           DiskError: the disk is full, or was when the one before was written.
           RunError: a value of the state is not finite.
         """
+        step = int(snapshot.state.step)
+        if self._for_all(snapshot, "the step is saved", functools.partial(self._is_saved, step)):
+            if self._manager:
+                write_progress(self._workdir, step, snapshot.progress)
+            return
         snapshot = gathered(snapshot)
         if self._manager is None:
-            return
-        self._settle()
-        step = int(snapshot.state.step)
-        if step in self._manager.all_steps():
-            write_progress(self._workdir, step, snapshot.progress)
             return
         newest = self._copied(snapshot)
         self._write_held(before=step, room=2 * _bytes(newest[1]))
         self._write(*newest)
+
+    def _is_saved(self, step: int) -> bool:
+        self._settle()
+        return self._manager is not None and step in self._manager.all_steps()
+
+    def _for_all(self, snapshot: Snapshot, what: str, decide: Callable[[], bool]) -> bool:
+        """What the writing process decides; where it needs the pieces that others hold, they are told."""
+        return hosts.on_first(what, decide) if is_spread(snapshot) else decide()
 
     def is_unsaved_best(self, step: int) -> bool:
         """Whether a step is the best so far and has no checkpoint, on the process that writes them."""

@@ -63,6 +63,11 @@ class NotFinite(Exception):
     """A value that is no number, in a state that was to be saved."""
 
 
+def is_spread(snapshot: Snapshot) -> bool:
+    """Whether other processes hold pieces of the state that this one does not have."""
+    return any(not hosts.is_readable(leaf) for leaf in jax.tree.leaves(snapshot.state))
+
+
 def gathered(snapshot: Snapshot) -> Snapshot:
     """Brings what other processes hold of a sharded state into this one's memory; all call it, in the same order."""
     return dataclasses.replace(snapshot, state=jax.tree.map(hosts.readable, snapshot.state))
