@@ -60,9 +60,7 @@ def find_slice(topology: str) -> Slice:
         asked = parse_topology(topology)
         if parse_topology(asked.cloud_name) != asked:
             usual = parse_topology(asked.cloud_name).name
-            raise ConfigError(
-                f"--topology={topology}: a name that counts cores, {asked.cloud_name}, is {usual}: use that"
-            )
+            raise ConfigError(f"--topology={topology}: of that size, {asked.cloud_name}, is {usual}: use that")
         topology = asked.cloud_name
     if topology not in slices:
         raise ConfigError(f"--topology={topology}: there is no such slice: {nearest(topology, slices)}")
