@@ -116,8 +116,8 @@ class _Records:
     def __len__(self) -> int:
         return len(self.positions)
 
-    def read(self, index: int) -> tuple[bytes, int, str]:
-        return self.records.read(int(self.positions[index]))
+    def read_many(self, positions: np.ndarray) -> list[Any]:
+        return self.records.read_many(self.positions[positions])
 
     def id(self, index: int) -> str:
         return self.records.id(int(self.positions[index]))

@@ -1,116 +1,166 @@
-"""From positions in a source to the arrays of one batch: gathering, decoding, squares, and what is kept of them."""
+"""Examples of a source as rows of a batch: what their arrays are, and how rows of them are filled.
 
+NumPy, Pillow and simplejpeg only: worker processes import this and nothing more.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from effnet_jax.data.preprocess import evaluation_image, resize_bicubic, training_square
 from effnet_jax.data.sources.base import ArraySource, Source
+from effnet_jax.data.squares import Squares
 from effnet_jax.errors import DataError
 
 Bad = list[tuple[str, str]]  # id and error of images that were skipped
+Fields = dict[str, tuple[tuple[int, ...], Any]]  # by name the shape of a row, and its type
+Arrays = Mapping[str, np.ndarray]
 
 
-def training_batch(source: Source, indices: np.ndarray, size: int, *, cached: bool) -> dict[str, Any]:
-    """Makes the arrays of one training batch.
+class _Rows:
+    """What both kinds have in common."""
 
-    Args:
+    @property
+    def fields(self) -> Fields:
+        """The arrays of a batch."""
+        raise NotImplementedError
+
+    def empty(self, count: int) -> dict[str, np.ndarray]:
+        """Arrays of so many rows, to be filled."""
+        return {name: np.empty((count, *shape), dtype) for name, (shape, dtype) in self.fields.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingExamples(_Rows):
+    """Examples as training takes them: small images as they are, photographs as squares.
+
+    Attributes:
       source: where the images are.
-      indices: positions in the source, [B].
       size: side of the squares of photographs.
-      cached: whether decoded photographs are kept in `source.squares[size]`.
-
-    Returns:
-      `image`, `aspect`, `label`, `index` as `loader.train_batches` describes them, and `bad`: what was skipped.
-
-    Raises:
-      DataError: an image that cannot be decoded, where those are not skipped, or none that can.
     """
-    if isinstance(source, ArraySource) and source.fixed_shape is not None:
+
+    source: Source
+    size: int
+
+    @property
+    def fields(self) -> Fields:
+        """`image`, `aspect`, `label`, `index`, as `loader.train_batches` describes them."""
+        shape = self.source.fixed_shape or (self.size, self.size, 3)
         return {
-            "image": source.images[indices],
-            "aspect": np.ones(len(indices), np.float32),
-            "label": source.labels[indices],
-            "index": indices.astype(np.int32),
-            "bad": [],
+            "image": (shape, np.uint8),
+            "aspect": ((), np.float32),
+            "label": ((), np.int32),
+            "index": ((), np.int32),
         }
-    image = np.empty((len(indices), size, size, 3), np.uint8)
-    aspect = np.empty(len(indices), np.float32)
-    label, index = np.empty(len(indices), np.int32), np.empty(len(indices), np.int32)
-    bad: Bad = []
-    for row, position in enumerate(indices):
-        image[row], aspect[row], label[row], index[row] = _square_or_next(source, int(position), size, cached, bad)
-    return {"image": image, "aspect": aspect, "label": label, "index": index, "bad": bad}
+
+    def fill(self, positions: np.ndarray, out: Arrays, squares: Squares | None = None) -> Bad:
+        """Fills rows.
+
+        Args:
+          positions: in the source, [B].
+          out: by field [B, …], to be written to.
+          squares: kept ones, which are looked at first and added to.
+
+        Returns:
+          What was skipped.
+
+        Raises:
+          DataError: an image that cannot be decoded, where those are not skipped, or none that can.
+        """
+        source = self.source
+        if isinstance(source, ArraySource) and source.fixed_shape is not None:
+            np.take(source.images, positions, axis=0, out=out["image"])
+            out["aspect"][:], out["label"][:], out["index"][:] = 1.0, source.labels[positions], positions
+            return []
+        if squares is not None and squares.give(positions, out):
+            return []
+        bad: Bad = []
+        for row, (position, read) in enumerate(zip(positions.tolist(), source.read_many(positions), strict=True)):
+            out["label"][row], out["index"][row] = self._fill_row(position, read, row, out, squares, bad)
+        return bad
+
+    def _fill_row(
+        self, position: int, read: Any, row: int, out: Arrays, squares: Squares | None, bad: Bad
+    ) -> tuple[int, int]:
+        """Fills one row with an example, or where it cannot be decoded and may be skipped, with the next that can."""
+        source, count = self.source, len(self.source)
+        for index in itertools.chain(range(position, count), range(position)):
+            try:
+                if read is None:
+                    (read,) = source.read_many(np.array([index]))
+                if isinstance(read, DataError):
+                    raise read
+                data, label, name = read
+                if source.fixed_shape is not None:
+                    image, aspect = source.decode(data, name), 1.0
+                else:
+                    image, aspect = training_square(data, self.size, name=name)
+            except DataError as error:
+                if source.on_bad_image != "skip":
+                    raise
+                bad.append((source.example_id(index), str(error)))
+                read = None
+                continue
+            out["image"][row], out["aspect"][row] = image, aspect
+            if squares is not None:
+                squares.keep(index, image, aspect, label)
+            return label, index
+        raise DataError(f"{source.name}: no image can be decoded, the first because: {bad[0][1]}")
 
 
-def _square_or_next(
-    source: Source, position: int, size: int, cached: bool, bad: Bad
-) -> tuple[np.ndarray, float, int, int]:
-    """The square of one example, or where it cannot be decoded and may be skipped, of the next that can."""
-    for index in (*range(position, len(source)), *range(position)):
-        try:
-            return (*_square(source, index, size, cached), index)
-        except DataError as error:
-            if source.on_bad_image != "skip":
-                raise
-            bad.append((source.example_id(index), str(error)))
-    raise DataError(f"{source.name}: no image can be decoded, the first because: {bad[0][1]}")
+@dataclasses.dataclass(frozen=True)
+class EvaluationExamples(_Rows):
+    """Examples as evaluation takes them.
 
-
-def _square(source: Source, index: int, size: int, cached: bool) -> tuple[np.ndarray, float, int]:
-    kept = source.squares.get(size, {}) if cached else {}
-    if index in kept:
-        return kept[index]
-    if isinstance(source, ArraySource):
-        square, aspect = training_square(source.images[index], size)
-        label = int(source.labels[index])
-    else:
-        data, label, name = source.encoded(index)
-        square, aspect = training_square(data, size, name=name)
-    if cached:
-        kept[index] = (square, aspect, label)
-    return square, aspect, label
-
-
-def evaluation_batch(source: Source, positions: np.ndarray, resolution: int | None, crop: str | None) -> dict[str, Any]:
-    """Makes the arrays of one evaluation batch.
-
-    Args:
+    Attributes:
       source: where the images are.
-      positions: in the source, [B]; -1 for padding.
       resolution: side of the result; None gives images of one small shape as they are.
       crop: the crop rule; None resizes the whole image.
-
-    Returns:
-      `image`, `label`, `index`, `mask` as `loader.eval_batches` describes them, and `bad`: what was skipped.
-
-    Raises:
-      DataError: an image that cannot be decoded, where those are not skipped.
     """
-    bad: Bad = []
-    mask = (positions >= 0).astype(np.float32)
-    label = np.zeros(len(positions), np.int32)
-    if resolution is None:
-        assert source.fixed_shape is not None
-        image = np.zeros((len(positions), *source.fixed_shape), np.uint8)
-    else:
-        image = np.zeros((len(positions), resolution, resolution, 3), np.float32)
-    for row, position in enumerate(positions):
-        if position < 0:
-            continue
-        try:
-            example = source[int(position)]
-        except DataError as error:
-            if source.on_bad_image != "skip":
-                raise
-            bad.append((source.example_id(int(position)), str(error)))
-            mask[row] = 0
-            continue
-        label[row] = example["label"]
-        if resolution is None:
-            image[row] = example["image"]
-        elif crop is None:
-            image[row] = resize_bicubic(example["image"], resolution, resolution)
-        else:
-            image[row] = evaluation_image(example["image"], resolution, crop)
-    return {"image": image, "label": label, "index": positions.astype(np.int32), "mask": mask, "bad": bad}
+
+    source: Source
+    resolution: int | None
+    crop: str | None
+
+    @property
+    def fields(self) -> Fields:
+        """`image`, `label`, `index`, `mask`, as `loader.eval_batches` describes them."""
+        kind: tuple[tuple[int, ...], Any] = ((self.resolution or 0, self.resolution or 0, 3), np.float32)
+        if self.resolution is None:
+            assert self.source.fixed_shape is not None
+            kind = (self.source.fixed_shape, np.uint8)
+        return {"image": kind, "label": ((), np.int32), "index": ((), np.int32), "mask": ((), np.float32)}
+
+    def fill(self, positions: np.ndarray, out: Arrays, squares: Squares | None = None) -> Bad:
+        """Fills rows; a position of -1 is padding. Arguments, result and errors as of `TrainingExamples.fill`."""
+        del squares
+        source, bad = self.source, Bad()
+        real = np.flatnonzero(positions >= 0)
+        out["index"][:], out["mask"][:], out["label"][:] = positions, positions >= 0, 0
+        out["image"][positions < 0] = 0
+        for row, read in zip(real.tolist(), source.read_many(positions[real]), strict=True):
+            try:
+                if isinstance(read, DataError):
+                    raise read
+                data, label, name = read
+                out["image"][row] = self._view(source.decode(data, name))
+                out["label"][row] = label
+            except DataError as error:
+                if source.on_bad_image != "skip":
+                    raise
+                bad.append((source.example_id(int(positions[row])), str(error)))
+                out["mask"][row], out["image"][row] = 0, 0
+        return bad
+
+    def _view(self, image: np.ndarray) -> np.ndarray:
+        if self.resolution is None:
+            return image
+        if self.crop is None:
+            return resize_bicubic(image, self.resolution, self.resolution)
+        return evaluation_image(image, self.resolution, self.crop)
+
+
+Examples = TrainingExamples | EvaluationExamples

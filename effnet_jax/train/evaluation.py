@@ -44,7 +44,7 @@ def evaluate(run: Run, phase: Phase, state: TrainState, split: str, cache: Trunk
     for name, sums in _sums(run, phase, choices, split, cache):
         for key, value in jax.device_get(sums).items():
             totals[name][key] += float(value)
-    run.skipped.update(run.sources)
+    run.skipped.update()
     return {
         name: {
             "loss": sums["loss"] / max(sums["count"], 1),
@@ -65,7 +65,7 @@ def _sums(
     if cached:
         batches = cached.eval_batches(split, batch_size=size, rows=run.rows(size))
     else:
-        batches = phase.feed.evaluating(run.sources[split], size, run.rows(size))
+        batches = phase.feed.evaluating(run.sources[split], size, run.rows(size), run.skipped.met[split])
     waiting: collections.deque[tuple[str, Any]] = collections.deque()
     try:
         for batch in prefetch(batches, run.partition.place_batch):

@@ -35,7 +35,7 @@ def finish_run(run: Run, standing: Standing) -> dict[str, Any]:
     metadata = trained_metadata(folder.name, run.config, run.weights, run.sources["train"], run.phases[-1].feed)
     run.checkpoints.close()  # a last checkpoint that could not be written is told before the run calls itself finished
     write_run_weights(folder, choices, metadata)
-    run.skipped.exchange(run.sources)
+    run.skipped.exchange()
     sweep_caches(run)
     summary = summarise(run, standing)
     trouble = run.log.draw(now=True)

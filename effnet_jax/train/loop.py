@@ -150,7 +150,7 @@ def training_stream(run: Run, phase: Phase, step: int, cache: TrunkCache | None)
     if cache:
         batches = cache.train_batches(batch_size=feed.batch_size, seed=feed.seed, start_step=step, rows=rows)
     else:
-        batches = feed.training(run.sources["train"], step, rows)
+        batches = feed.training(run.sources["train"], step, rows, run.skipped.met["train"])
     with contextlib.closing(batches):
         yield from prefetch(batches, run.partition.place_batch)
 
@@ -183,7 +183,7 @@ def record_steps(run: Run, phase: Phase, standing: Standing, *, all_of_them: boo
         standing.progress.rows = run.log.count
         figures = f"loss {values['loss']:.3f}  {meter.images_per_second:.0f} images/s"
         run.screen.advance(step - phase.start, figures)
-    run.skipped.update(run.sources)
+    run.skipped.update()
 
 
 def end_epoch(run: Run, phase: Phase, standing: Standing, cache: TrunkCache | None) -> None:
@@ -204,7 +204,7 @@ def close_epoch(run: Run, phase: Phase, standing: Standing, cache: TrunkCache | 
     with meter.pause():
         if step in phase.evaluations:
             results |= evaluate(run, phase, standing.state, "validation", cache)
-        run.skipped.exchange(run.sources)
+        run.skipped.exchange()
         record_epoch(run, phase, standing, results)
         standing.state = follow_validation(run, phase, standing.state, results)
         progress.sums = {}

@@ -9,8 +9,9 @@ import optax
 from ml_collections import ConfigDict
 
 from effnet_jax.data.augment import make_augment
-from effnet_jax.data.loader import Batches, eval_batches, ordered_batches, square_size, train_batches
+from effnet_jax.data.loader import BadImages, Batches, eval_batches, ordered_batches, square_size, train_batches
 from effnet_jax.data.sources.base import Source
+from effnet_jax.data.squares import SquareCache
 from effnet_jax.model.variants import VARIANTS
 from effnet_jax.train.cache.plan import CachePlan, plan_cache
 from effnet_jax.train.config.checks import augment_settings, make_plan
@@ -32,7 +33,7 @@ class Feed:
       crop: the evaluation's crop rule.
       evaluation: `"auto"`, `"crop"` or `"resize"`.
       workers: processes that decode.
-      cache_gib: memory for decoded photographs.
+      squares: keeps squares of photographs, for all phases.
     """
 
     batch_size: int
@@ -43,28 +44,26 @@ class Feed:
     crop: str
     evaluation: str
     workers: int
-    cache_gib: float
+    squares: SquareCache
 
-    def training(self, source: Source, start_step: int, rows: np.ndarray) -> Batches:
+    def training(self, source: Source, start_step: int, rows: np.ndarray, bad: BadImages | None = None) -> Batches:
         """Endless batches from a step on; `rows` of each are this process's (`loader.train_batches`)."""
         order: dict[str, Any] = {"batch_size": self.batch_size, "seed": self.seed, "start_step": start_step}
-        return train_batches(
-            source, **order, workers=self.workers, size=self.square, rows=rows, cache_gib=self.cache_gib
-        )
+        return train_batches(source, rows=rows, bad=bad, **order, **self._squared)
 
-    def in_order(self, source: Source, batch_size: int, start: int, rows: np.ndarray) -> Batches:
+    def in_order(
+        self, source: Source, batch_size: int, start: int, rows: np.ndarray, bad: BadImages | None = None
+    ) -> Batches:
         """Every training image once and in order; `rows` of each batch are this process's (`ordered_batches`)."""
-        return ordered_batches(
-            source,
-            batch_size=batch_size,
-            start=start,
-            rows=rows,
-            workers=self.workers,
-            size=self.square,
-            cache_gib=self.cache_gib,
-        )
+        return ordered_batches(source, batch_size=batch_size, start=start, rows=rows, bad=bad, **self._squared)
 
-    def evaluating(self, source: Source, batch_size: int, rows: np.ndarray | None = None) -> Batches:
+    @property
+    def _squared(self) -> dict[str, Any]:
+        return {"workers": self.workers, "size": self.square, "squares": self.squares}
+
+    def evaluating(
+        self, source: Source, batch_size: int, rows: np.ndarray | None = None, bad: BadImages | None = None
+    ) -> Batches:
         """Every example once, as it is evaluated (`loader.eval_batches`)."""
         return eval_batches(
             source,
@@ -74,6 +73,7 @@ class Feed:
             evaluation=self.evaluation,
             workers=self.workers,
             rows=rows,
+            bad=bad,
         )
 
 
@@ -147,13 +147,15 @@ def make_phases(config: Mapping[str, Any], images: Mapping[str, int], crop: str 
       ConfigError: a trunk cache does not fit its budget.
     """
     phases: list[Phase] = []
+    squares = SquareCache(config["data"]["cache_gib"])
     for keys in config["phases"]:
-        phases.append(_make_phase(config, keys, images, crop, phases[-1] if phases else None))
+        feed = _make_feed(config, keys, crop, squares)
+        phases.append(_make_phase(config, keys, images, feed, phases[-1] if phases else None))
     return phases
 
 
 def _make_phase(
-    config: Mapping[str, Any], keys: ConfigDict, images: Mapping[str, int], crop: str, before: Phase | None
+    config: Mapping[str, Any], keys: ConfigDict, images: Mapping[str, int], feed: Feed, before: Phase | None
 ) -> Phase:
     batch_size, start = config["batch_size"], before.end if before else 0
     number = before.number + 1 if before else 0
@@ -161,7 +163,6 @@ def _make_phase(
     steps = phase_steps(keys, steps_per_epoch)
     plan = dataclasses.replace(make_plan(config, keys), before=before.plan if before else None)
     schedule = make_schedule(keys, steps=steps, steps_per_epoch=steps_per_epoch, batch_size=batch_size)
-    feed = _make_feed(config, keys, crop)
     views = min(keys["views"], _epochs_shown(start, start + steps, batch_size, images["train"]))
     epochs = _epoch_ends(start, start + steps, steps_per_epoch)
     return Phase(
@@ -184,7 +185,7 @@ def _make_phase(
     )
 
 
-def _make_feed(config: Mapping[str, Any], keys: Mapping[str, Any], crop: str) -> Feed:
+def _make_feed(config: Mapping[str, Any], keys: Mapping[str, Any], crop: str, squares: SquareCache) -> Feed:
     data = config["data"]
     resolution = int(keys["resolution"]) or int(config["resolution"]) or VARIANTS[config["variant"]].resolution
     return Feed(
@@ -196,7 +197,7 @@ def _make_feed(config: Mapping[str, Any], keys: Mapping[str, Any], crop: str) ->
         crop=data["crop"] or crop,
         evaluation=data["evaluation"],
         workers=data["workers"],
-        cache_gib=data["cache_gib"],
+        squares=squares,
     )
 
 

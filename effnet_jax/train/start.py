@@ -245,7 +245,9 @@ def open_run(checked: Checked, clock: CompileClock, stack: contextlib.ExitStack)
         eval_step=functools.cache(functools.partial(evaluation_program, model, checked.partition)),
         clock=clock,
     )
-    skipped.update(sources)
+    for split, source in sources.items():
+        skipped.met[split] += source.left_out
+    skipped.update()
     return run, standing
 
 

@@ -10,12 +10,13 @@ from effnet_jax.data.loader import (
     evaluation_steps,
     prefetch,
     square_size,
-    step_indices,
     train_batches,
 )
+from effnet_jax.data.order import step_indices
 from effnet_jax.data.preprocess import evaluation_image, training_square
 from effnet_jax.data.sources import open_source
 from effnet_jax.data.sources.arrays import from_arrays
+from effnet_jax.data.squares import SquareCache
 from effnet_jax.errors import ConfigError, DataError
 
 
@@ -112,21 +113,27 @@ def test_processes_share_the_global_batch_by_their_rows(shares):
 def test_workers_and_cache_change_nothing(image_folder):
     source = open_source({"name": str(image_folder())}, "train")
     options = {"batch_size": 4, "seed": 5, "size": 16}
-    plain = take(train_batches(source, cache_gib=0, **options), 8)  # four epochs
-    assert not source.squares
-    assert_equal(take(train_batches(source, cache_gib=1, **options), 8), plain)
-    assert len(source.squares[16]) == 8
-    assert_equal(take(train_batches(source, cache_gib=1, **options), 8), plain)
-    assert_equal(take(train_batches(source, cache_gib=0, workers=2, **options), 8), plain)
+    plain = take(train_batches(source, **options), 8)  # four epochs
+    cache = SquareCache(1)
+    assert_equal(take(train_batches(source, squares=cache, **options), 8), plain)
+    assert cache.of(source, 16).there.all()
+    assert_equal(take(train_batches(source, squares=cache, **options), 8), plain)
+    assert_equal(take(train_batches(source, workers=2, **options), 8), plain)
 
 
-def test_a_cached_source_is_read_once(image_folder):
+def test_a_cached_source_is_read_once_at_one_size(image_folder):
     root = image_folder()
-    source = open_source({"name": str(root)}, "train")
-    before = take(train_batches(source, batch_size=8, seed=5, size=16), 2)
+    source, cache = open_source({"name": str(root)}, "train"), SquareCache(1)
+    before = take(train_batches(source, batch_size=8, seed=5, size=16, squares=cache), 2)
     for index in range(len(source)):
         (root / source.example_id(index)).unlink()
-    assert_equal(take(train_batches(source, batch_size=8, seed=5, size=16), 2), before)
+    assert_equal(take(train_batches(source, batch_size=8, seed=5, size=16, squares=cache), 2), before)
+    assert cache.of(source, 24).image.shape == (8, 24, 24, 3)  # those of another size have had their time
+    with pytest.raises(DataError, match="No such file"):
+        take(train_batches(source, batch_size=8, seed=5, size=16, squares=cache), 1)
+    assert SquareCache(8 * 16 * 16 * 3 / 2**30).of(source, 16) and not SquareCache(7 * 16 * 16 * 3 / 2**30).of(
+        source, 16
+    )
 
 
 @pytest.fixture
@@ -146,7 +153,7 @@ def broken(image_folder):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_bad_image_stops_training_and_is_named(broken, workers):
     source, paths = broken("error")
-    batches = train_batches(source, batch_size=4, seed=0, size=16, workers=workers, cache_gib=1 - workers)
+    batches = train_batches(source, batch_size=4, seed=0, size=16, workers=workers)
     with pytest.raises(DataError) as error:
         take(batches, 2)
     assert any(path in str(error.value) for path in paths)
@@ -156,25 +163,27 @@ def test_a_bad_image_stops_training_and_is_named(broken, workers):
 
 def test_bad_images_are_replaced_listed_and_change_nothing_else(broken):
     source, paths = broken("skip")
-    batches = take(train_batches(source, batch_size=4, seed=0, size=16), 4)
-    assert sorted(entry["id"] for entry in source.bad) == sorted(paths)
-    assert all("truncated" in entry["error"] or "empty file" in entry["error"] for entry in source.bad)
+    met = []
+    batches = take(train_batches(source, batch_size=4, seed=0, size=16, bad=met, squares=SquareCache(1)), 4)
+    assert sorted(entry["id"] for entry in met) == sorted(paths)
+    assert all("truncated" in entry["error"] or "empty file" in entry["error"] for entry in met)
     bad = [index for index in range(8) if source.example_id(index) in paths]
     for step, batch in enumerate(batches):
         for row, wanted in enumerate(step_indices(step, batch_size=4, seed=0, count=8)):
             expected = next(i % 8 for i in range(wanted, wanted + 8) if i % 8 not in bad)
             assert batch["index"][row] == expected
             assert batch["label"][row] == source.labels[expected]
-    again, _ = broken("skip")
-    assert_equal(take(train_batches(again, batch_size=4, seed=0, size=16, cache_gib=0, workers=1), 4), batches)
-    assert sorted(entry["id"] for entry in again.bad) == sorted(paths)
+    again = []
+    assert_equal(take(train_batches(source, batch_size=4, seed=0, size=16, workers=1, bad=again), 4), batches)
+    assert sorted(entry["id"] for entry in again) == sorted(paths)
 
 
 def test_bad_images_do_not_count_in_evaluation(broken):
     source, paths = broken("skip")
-    (batch,) = eval_batches(source, batch_size=8, resolution=16, crop="pad32")
+    met = []
+    (batch,) = eval_batches(source, batch_size=8, resolution=16, crop="pad32", bad=met)
     masked = {source.example_id(index) for index, mask in zip(batch["index"], batch["mask"], strict=True) if not mask}
-    assert masked == set(paths) == {entry["id"] for entry in source.bad}
+    assert masked == set(paths) == {entry["id"] for entry in met}
 
 
 def test_a_source_of_nothing_but_bad_images(image_folder):

@@ -18,10 +18,10 @@ from effnet_jax.errors import DataError
 
 SMALL_SIDE = 96  # an image no longer than this on either side is "small" (STL-10 is the largest of its kind)
 
-Squares = dict[int, dict[int, tuple[np.ndarray, float, int]]]  # size -> position -> square, aspect, label
+Read = tuple[Any, int, str] | DataError  # what an image is made of, its label and its name; or why there is none
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class ArraySource:
     """Images that are held in memory as one array.
 
@@ -32,8 +32,7 @@ class ArraySource:
       class_names: one for each class.
       ids: a name for each image; by default the position.
       on_bad_image: `"error"` or `"skip"`; a decoded array has no bad images, so either does nothing.
-      bad: what was skipped: dicts of `id` and `error`.
-      squares: decoded squares for training that the loader keeps, by size and position.
+      left_out: images that could not be decoded when it was opened: dicts of `id` and `error`.
     """
 
     name: str
@@ -42,8 +41,7 @@ class ArraySource:
     class_names: tuple[str, ...]
     ids: Sequence[str] | None = None
     on_bad_image: str = "error"
-    bad: list[dict[str, str]] = dataclasses.field(default_factory=list)
-    squares: Squares = dataclasses.field(default_factory=dict, repr=False)
+    left_out: tuple[dict[str, str], ...] = ()
 
     @property
     def fixed_shape(self) -> tuple[int, int, int] | None:
@@ -58,6 +56,15 @@ class ArraySource:
         """The name of one image."""
         return str(self.ids[index]) if self.ids is not None else f"{self.name}/{index}"
 
+    def read_many(self, positions: np.ndarray) -> list[Read]:
+        """Images, labels and names at some positions."""
+        return [(self.images[i], int(self.labels[i]), self.example_id(i)) for i in positions.tolist()]
+
+    def decode(self, data: Any, name: str) -> np.ndarray:
+        """The image itself."""
+        del name
+        return data
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         index = range(len(self))[index]
         return {"image": self.images[index], "label": int(self.labels[index]), "id": self.example_id(index)}
@@ -68,8 +75,8 @@ class Records(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, index: int) -> tuple[bytes, int, str]:
-        """The bytes of an image file, its label and its name."""
+    def read_many(self, positions: np.ndarray) -> list[Read]:
+        """The bytes of image files, their labels and names, or what reading one of them came to."""
         ...
 
     def id(self, index: int) -> str:
@@ -77,9 +84,9 @@ class Records(Protocol):
         ...
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class EncodedSource:
-    """Photographs that are decoded when they are asked for.
+    """Images that are decoded when they are asked for.
 
     Attributes:
       name: what messages call the source.
@@ -87,8 +94,7 @@ class EncodedSource:
       class_names: one for each class.
       labels: int32 [N] where they are known without reading the images, else None.
       on_bad_image: `"error"`: an image that cannot be decoded ends the run; `"skip"`: the loader goes on without it.
-      bad: what was skipped: dicts of `id` and `error`.
-      squares: decoded squares for training that the loader keeps, by size and position.
+      fixed_shape: (h, w, 3) where all images are of one small shape, else None: photographs.
     """
 
     name: str
@@ -96,10 +102,9 @@ class EncodedSource:
     class_names: tuple[str, ...]
     labels: np.ndarray | None = None
     on_bad_image: str = "error"
-    bad: list[dict[str, str]] = dataclasses.field(default_factory=list)
-    squares: Squares = dataclasses.field(default_factory=dict, repr=False)
+    fixed_shape: tuple[int, int, int] | None = None
 
-    fixed_shape = None
+    left_out = ()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -108,16 +113,37 @@ class EncodedSource:
         """The name of one image."""
         return self.records.id(index)
 
+    def read_many(self, positions: np.ndarray) -> list[Read]:
+        """The bytes, labels and names at some positions, not decoded."""
+        return [self._checked(read) for read in self.records.read_many(positions)]
+
+    def _checked(self, read: Read) -> Read:
+        if isinstance(read, DataError) or 0 <= read[1] < len(self.class_names):
+            return read
+        _, label, name = read
+        return DataError(f"{name} has label {label}, outside 0..{len(self.class_names) - 1}: correct its label")
+
+    def decode(self, data: bytes, name: str) -> np.ndarray:
+        """Decodes one image: uint8 [h, w, 3].
+
+        Raises:
+          DataError: it cannot be; or it is not of the shape that all have.
+        """
+        image = decode_image(data, name=name)
+        if self.fixed_shape is not None and image.shape != self.fixed_shape:
+            raise DataError(f"{name} is {image.shape}, and the set's images are {self.fixed_shape}: prepare it again")
+        return image
+
     def encoded(self, index: int) -> tuple[bytes, int, str]:
         """The bytes, label and name of one image, not decoded."""
-        data, label, name = self.records.read(range(len(self))[index])
-        if not 0 <= label < len(self.class_names):
-            raise DataError(f"{name} has label {label}, outside 0..{len(self.class_names) - 1}: correct its label")
-        return data, label, name
+        (read,) = self.read_many(np.array([range(len(self))[index]]))
+        if isinstance(read, DataError):
+            raise read
+        return read
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         data, label, name = self.encoded(index)
-        return {"image": decode_image(data, name=name), "label": label, "id": name}
+        return {"image": self.decode(data, name), "label": label, "id": name}
 
 
 Source = ArraySource | EncodedSource

@@ -10,7 +10,7 @@ import os
 
 import numpy as np
 
-from effnet_jax.data.sources.base import EncodedSource, expand
+from effnet_jax.data.sources.base import EncodedSource, Read, expand
 from effnet_jax.data.sources.splits import parse_split
 from effnet_jax.errors import DataError
 
@@ -34,15 +34,20 @@ class Files:
         """The path of one image."""
         return os.path.join(self.root, self.paths[index])
 
-    def read(self, index: int) -> tuple[bytes, int, str]:
-        """The bytes, label and path of one image."""
-        path = self.id(index)
-        try:
-            with open(path, "rb") as file:
-                data = file.read()
-        except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
-        return data, int(self.labels[index]), path
+    def read_many(self, positions: np.ndarray) -> list[Read]:
+        """The bytes, labels and paths of some images."""
+        return [
+            _read(self.id(i), label)
+            for i, label in zip(positions.tolist(), self.labels[positions].tolist(), strict=True)
+        ]
+
+
+def _read(path: str, label: int) -> Read:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.readall(), label, path
+    except OSError as error:
+        return DataError(f"{path} cannot be read: {error.strerror or error}")
 
 
 def _visible(folder: str) -> list[os.DirEntry]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from effnet_jax.data.preprocess import decode_image
-from effnet_jax.data.sources.base import SMALL_SIDE, ArraySource, EncodedSource, Source, check_labels, expand
+from effnet_jax.data.sources.base import SMALL_SIDE, ArraySource, EncodedSource, Read, Source, check_labels, expand
 from effnet_jax.data.sources.splits import parse_split
 from effnet_jax.errors import DataError, nearest
 
@@ -98,23 +98,22 @@ class PreparedRecords:
     def __len__(self) -> int:
         return len(self.data)
 
-    def read(self, index: int) -> tuple[bytes, int, str]:
-        """The encoded image, its label and its name."""
-        return self.read_many([index])[0]
-
     def id(self, index: int) -> str:
         """The position of one record, which is there also where the record is damaged."""
         return f"{self.name}/{index}"
 
-    def read_many(self, indices: list[int]) -> list[tuple[bytes, int, str]]:
-        """Like `read` for many positions, which is faster."""
-        try:
-            records = self.data.__getitems__(indices)
+    def read_many(self, positions: np.ndarray) -> list[Read]:
+        """The encoded images, their labels and names."""
+        indices = positions.tolist()
+        try:  # in bulk it makes threads, which one record is not worth
+            records = self.data.__getitems__(indices) if len(indices) > 1 else [self.data[i] for i in indices]
         except Exception as error:  # array_record raises plain RuntimeErrors and ValueErrors for damaged files
-            raise DataError(f"{self.name}: the records cannot be read ({error}): copy the set again") from None
+            if len(indices) > 1:  # which of them it was
+                return [read for index in indices for read in self.read_many(np.array([index]))]
+            return [DataError(f"{self.name}: record {indices[0]} cannot be read ({error}): copy the set again")]
         return [self._parse(record, index) for record, index in zip(records, indices, strict=True)]
 
-    def _parse(self, record: bytes, index: int) -> tuple[bytes, int, str]:
+    def _parse(self, record: bytes, index: int) -> Read:
         from tensorflow_datasets.proto import tf_example_pb2  # 0.3 s to import, and only this kind needs it
 
         try:
@@ -123,7 +122,7 @@ class PreparedRecords:
             label = features[self.label_key].int64_list.value[0]
             ids = features[self.id_key].bytes_list.value if self.id_key else ()
         except Exception as error:  # the parser's own error type, or an index error where a field is empty
-            raise DataError(f"{self.name}: record {index} is damaged ({error}): prepare the set again") from None
+            return DataError(f"{self.name}: record {index} is damaged ({error}): prepare the set again")
         return image, label, ids[0].decode(errors="replace") if ids else f"{self.name}/{index}"
 
 
@@ -172,7 +171,9 @@ def open_prepared(folder: str, expression: str, *, on_bad_image: str = "error") 
     small = None not in shape and max(shape[:2]) <= SMALL_SIDE
     if small and len(records) * shape[0] * shape[1] * 3 <= MEMORY_LIMIT:
         return _decode_all(records, shape[:2], class_names, on_bad_image)
-    return EncodedSource(name, records, class_names, on_bad_image=on_bad_image)
+    # What a set is follows from its images: a slice that is too large for the memory is small images all the same.
+    fixed = (shape[0], shape[1], 3) if small else None
+    return EncodedSource(name, records, class_names, on_bad_image=on_bad_image, fixed_shape=fixed)
 
 
 def _keys(info: Any, folder: str) -> tuple[str, str]:
@@ -195,9 +196,12 @@ def _decode_all(
     bad: dict[int, str] = {}
 
     def fill(start: int) -> None:
-        positions = list(range(start, min(start + 1000, count)))
-        for index, (data, label, name) in zip(positions, records.read_many(positions), strict=True):
-            labels[index], ids[index] = label, name
+        positions = np.arange(start, min(start + 1000, count))
+        for index, read in zip(positions.tolist(), records.read_many(positions), strict=True):
+            if isinstance(read, DataError):
+                raise read
+            data, labels[index], ids[index] = read
+            name = ids[index]
             try:
                 images[index] = decode_image(data, name=f"{records.name}: {name}")
             except DataError as error:
@@ -212,8 +216,6 @@ def _decode_all(
         images, labels, ids_kept = images[kept], labels[kept], [ids[index] for index in kept]
     else:
         ids_kept = ids
-    source = ArraySource(
-        records.name, images, check_labels(labels, len(class_names), records.name), class_names, ids_kept
-    )
-    source.bad = [{"id": ids[index], "error": error} for index, error in sorted(bad.items())]
-    return source
+    left_out = tuple({"id": ids[index], "error": error} for index, error in sorted(bad.items()))
+    checked = check_labels(labels, len(class_names), records.name)
+    return ArraySource(records.name, images, checked, class_names, ids_kept, left_out=left_out)

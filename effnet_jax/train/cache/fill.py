@@ -137,7 +137,7 @@ def _run_fill(run: Run, cache: TrunkCache, fill: Generator[int]) -> None:
                 left = duration(taken / (first - missing) * missing)
                 run.screen.say(f"trunk cache: {1 - missing / total:.0%} done, about {left} left")
             run.screen.advance(total - missing)
-            run.skipped.update(run.sources)
+            run.skipped.update()
             if recorded - missing > _ROWS_BETWEEN_RECORDS:
                 cache.record()
                 recorded = missing
@@ -165,7 +165,7 @@ def fill_cache(run: Run, phase: Phase, variables: Variables, cache: TrunkCache) 
     """
     model, plan, feed, partition = run.model, cache.plan, phase.feed, run.partition
     augment = phase.make_augment(model.num_classes)
-    batch_size, rows = feed.eval_batch_size, run.rows(feed.eval_batch_size)
+    batch_size, rows, met = feed.eval_batch_size, run.rows(feed.eval_batch_size), run.skipped.met
 
     def with_outputs(trunk: Variables, batch: Batch, images: jax.Array) -> Batch:
         result: Any = model.apply(trunk, images, last=plan.cut, method="run")
@@ -202,13 +202,13 @@ def fill_cache(run: Run, phase: Phase, variables: Variables, cache: TrunkCache) 
     # Validation first: it is small, and an image that cannot be read is told early.
     if cache.done.get("validation", 0) < plan.rows.get("validation", 0):
         evaluated = partition.compile_rows(of_evaluation)
-        for batch in placed(feed.evaluating(run.sources["validation"], batch_size, rows)):
+        for batch in placed(feed.evaluating(run.sources["validation"], batch_size, rows, met["validation"])):
             keep("validation", plan.images["validation"], evaluated(variables, batch))
             yield cache.missing
     viewed = partition.compile_rows(of_view)
     count = plan.images["train"]
     while cache.done["train"] < plan.rows["train"]:
         view, position = divmod(cache.done["train"], count)
-        for batch in placed(feed.in_order(run.sources["train"], batch_size, position, rows)):
+        for batch in placed(feed.in_order(run.sources["train"], batch_size, position, rows, met["train"])):
             keep("train", (view + 1) * count, viewed((variables, jnp.int32(feed.seed), jnp.int32(view)), batch))
             yield cache.missing

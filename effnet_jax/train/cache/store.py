@@ -17,7 +17,8 @@ import numpy as np
 
 from effnet_jax import files
 from effnet_jax.data.augment import soft_targets
-from effnet_jax.data.loader import Batches, step_epochs, step_indices
+from effnet_jax.data.loader import Batches
+from effnet_jax.data.order import step_epochs, step_indices
 from effnet_jax.train.cache.plan import CachePlan
 from effnet_jax.train.step.steps import Augment, Batch
 

@@ -1,11 +1,11 @@
 """The images that a run goes on without: told once, and listed in the run dir while the run goes on."""
 
+import collections
 from collections.abc import Callable, Mapping
 
 from etils import epath
 
 from effnet_jax import files, hosts
-from effnet_jax.data.sources.base import Source
 
 SKIPPED = "skipped_images.json"
 
@@ -17,6 +17,7 @@ class SkippedImages:
 
     Attributes:
       images: its content.
+      met: {split: what this process met}, which loaders add to.
     """
 
     def __init__(self, workdir: epath.Path, say: Callable[[str], None]) -> None:
@@ -28,7 +29,8 @@ class SkippedImages:
         """
         self._path = workdir / SKIPPED
         self._say = say
-        self._seen: dict[str, int] = {}  # entries of each source that are listed already
+        self._seen: dict[str, int] = {}  # entries of each split that are listed already
+        self.met: dict[str, Entries] = collections.defaultdict(list)
         self.images: dict[str, Entries] = hosts.on_first(SKIPPED, self._read)
 
     def _read(self) -> dict[str, Entries]:
@@ -38,20 +40,20 @@ class SkippedImages:
             self._say(f"warning: {error}: it begins anew")
             return {}
 
-    def update(self, sources: Mapping[str, Source]) -> None:
-        """Adds what the sources of this process skipped since the last call."""
-        self._add({split: self._fresh(split, source) for split, source in sources.items()})
+    def update(self) -> None:
+        """Adds what this process met since the last call."""
+        self._add({split: self._fresh(split) for split in list(self.met)})
 
-    def exchange(self, sources: Mapping[str, Source]) -> None:
+    def exchange(self) -> None:
         """Adds what all processes have listed. All of them call it together."""
-        self.update(sources)
+        self.update()
         if hosts.count() > 1:
             for images in hosts.gather(SKIPPED, self.images):
                 self._add(images)
 
-    def _fresh(self, split: str, source: Source) -> Entries:
-        fresh = source.bad[self._seen.get(split, 0) :]
-        self._seen[split] = len(source.bad)
+    def _fresh(self, split: str) -> Entries:
+        fresh = self.met[split][self._seen.get(split, 0) :]
+        self._seen[split] = len(self.met[split])
         return fresh
 
     def _add(self, images: Mapping[str, Entries]) -> None:

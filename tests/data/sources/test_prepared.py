@@ -168,7 +168,7 @@ def test_a_damaged_image_among_small_ones(small_set):
     source = open_source(data | {"on_bad_image": "skip"}, "train")
     assert np.array_equal(source.images, np.delete(images[:8], 3, axis=0))
     assert source.labels.tolist() == [0, 1, 0, 0, 1, 0, 1]
-    assert [entry["id"] for entry in source.bad] == [f"{data_dir.parent / 'digits.npz'} train/3"]
+    assert [entry["id"] for entry in source.left_out] == [f"{data_dir.parent / 'digits.npz'} train/3"]
 
 
 def test_a_label_out_of_range(small_set):

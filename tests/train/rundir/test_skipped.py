@@ -1,7 +1,6 @@
 """Images that a run goes on without."""
 
 import json
-import types
 
 from effnet_jax.train.rundir.skipped import SKIPPED, SkippedImages
 
@@ -12,16 +11,16 @@ def entry(name):
 
 def test_images_are_listed_at_once_and_told_once(tmp_path):
     said = []
-    train, test = types.SimpleNamespace(bad=[]), types.SimpleNamespace(bad=[entry("t")])
-    sources = {"train": train, "test": test}
     skipped = SkippedImages(tmp_path, said.append)
-    skipped.update(sources)
+    train = skipped.met["train"]
+    skipped.met["test"].append(entry("t"))
+    skipped.update()
     assert json.loads((tmp_path / SKIPPED).read_text()) == {"test": [entry("t")]}
-    train.bad += [entry("a"), entry("b")]
-    skipped.update(sources)
-    train.bad.append(entry("c"))
-    skipped.update(sources)
-    skipped.update(sources)
+    train += [entry("a"), entry("b")]
+    skipped.update()
+    train.append(entry("c"))
+    skipped.update()
+    skipped.update()
     assert [line.split(" (all")[0] for line in said] == [
         "warning: skipped in test: t is damaged",
         "warning: skipped in train: a is damaged",
@@ -30,15 +29,19 @@ def test_images_are_listed_at_once_and_told_once(tmp_path):
 
 
 def test_a_resumed_run_keeps_the_list(tmp_path):
-    source = types.SimpleNamespace(bad=[entry("a")])
-    SkippedImages(tmp_path, print).update({"train": source})
+    first = SkippedImages(tmp_path, print)
+    first.met["train"].append(entry("a"))
+    first.update()
     said = []
     resumed = SkippedImages(tmp_path, said.append)
-    resumed.update({"train": types.SimpleNamespace(bad=[entry("b"), entry("a")])})
+    resumed.met["train"] += [entry("b"), entry("a")]
+    resumed.update()
     assert resumed.images == {"train": [entry("a"), entry("b")]} == json.loads((tmp_path / SKIPPED).read_text())
     assert not said
 
 
 def test_nothing_is_written_where_nothing_is_skipped(tmp_path):
-    SkippedImages(tmp_path, print).update({"train": types.SimpleNamespace(bad=[])})
+    skipped = SkippedImages(tmp_path, print)
+    assert skipped.met["train"] == []
+    skipped.update()
     assert not list(tmp_path.iterdir())

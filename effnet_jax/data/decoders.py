@@ -1,0 +1,249 @@
+"""Who fills the rows of batches: threads of this process, or worker processes which a thread each waits for.
+
+A worker is a process of its own that imports what `examples` needs and nothing more. It writes its rows where the batch
+lies, in memory that both share, so that nothing is copied on the way.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import mmap
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from typing import Any
+
+import numpy as np
+
+from effnet_jax.data.examples import Arrays, Bad, Examples, Fields
+from effnet_jax.data.squares import Squares
+from effnet_jax.errors import DataError
+
+_LARGEST_CHUNK = 64  # examples
+_CHUNKS_A_THREAD = 4  # of a batch, so that threads end at about the same time
+_ALIGNED = 64  # bytes
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclasses.dataclass
+class Rows:
+    """Rows of a batch that are being filled.
+
+    Attributes:
+      arrays: by field, [B, …].
+      chunks: one for each part of them: what it skipped, when it is done.
+      block: the memory that they share with workers, if any.
+    """
+
+    arrays: dict[str, np.ndarray]
+    chunks: list[concurrent.futures.Future[Bad]]
+    block: "Block | None" = None
+
+    def wait(self) -> Bad:
+        """Returns what was skipped once all rows are there. Raises what filling them raised, the first row's first."""
+        try:
+            return [entry for chunk in self.chunks for entry in chunk.result()]
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        """Gives up what is shared with workers; the arrays stay."""
+        if self.block:
+            self.block.release()
+
+
+class Decoders:
+    """Fills batches of examples, in chunks, in the order that they are asked for. To be closed."""
+
+    def __init__(self, examples: Examples, *, workers: int = 0, squares: Squares | None = None) -> None:
+        """Starts threads, each with a worker of its own where there are any.
+
+        Args:
+          examples: what rows are filled with.
+          workers: processes; 0: threads of this process, one for each core.
+          squares: kept ones; with them there are no workers.
+        """
+        self._examples, self._squares = examples, squares
+        self._count = workers or cores()
+        self._workers: list[Worker] = []
+        self._local = threading.local()
+        self._shared = workers > 0
+        self._payload = pickle.dumps(examples, pickle.HIGHEST_PROTOCOL) if workers else b""
+        self._pool = concurrent.futures.ThreadPoolExecutor(self._count, "decoder")
+
+    def _worker(self) -> "Worker":
+        """The worker of this thread."""
+        if not hasattr(self._local, "worker"):
+            self._local.worker = Worker(self._payload, self._count)
+            self._workers.append(self._local.worker)
+        return self._local.worker
+
+    def fill(self, positions: np.ndarray) -> Rows:
+        """Begins to fill the rows of a batch.
+
+        Args:
+          positions: in the source, [B]; -1 for padding.
+        """
+        count, fields = len(positions), self._examples.fields
+        size = min(max(1, -(-count // (_CHUNKS_A_THREAD * self._count))), _LARGEST_CHUNK)
+        block = Block(layout_bytes(fields, count)) if self._shared else None
+        arrays = laid_out(block.memory, fields, count) if block else self._examples.empty(count)
+        spans = [(start, min(start + size, count)) for start in range(0, count, size)]
+        chunks = [self._pool.submit(self._fill, positions[a:b], arrays, a, b, count, block) for a, b in spans]
+        return Rows(arrays, chunks, block)
+
+    def _fill(self, positions: np.ndarray, arrays: Arrays, start: int, stop: int, count: int, block: Any) -> Bad:
+        if block:
+            return self._worker().fill((block.path, count, start, positions))
+        return self._examples.fill(positions, {k: v[start:stop] for k, v in arrays.items()}, self._squares)
+
+    def close(self) -> None:
+        """Ends threads and workers; what they are at is not waited for."""
+        for worker in self._workers:
+            worker.end()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        for worker in self._workers:  # one that came up meanwhile
+            worker.end()
+
+
+class Worker:
+    """A process that fills rows. Its thread talks to it, and `end` may come from another."""
+
+    def __init__(self, payload: bytes, count: int) -> None:
+        """Starts it.
+
+        Args:
+          payload: the pickled examples.
+          count: how many workers there are, for messages.
+        """
+        self._count = count
+        command = (
+            "import pickle, sys; sys.path = pickle.load(sys.stdin.buffer); "
+            "from effnet_jax.data.decoders import serve; serve()"
+        )
+        # In a session of its own, so that the terminal's Ctrl-C and a group's SIGTERM are the run's to follow: it asks
+        # for images until it has saved. The worker ends when its pipe does, whatever became of the run.
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+            )
+        except OSError as error:
+            raise DataError(f"no process that decodes images could be started ({error}): set data.workers=0") from None
+        with contextlib.suppress(OSError):  # whoever asks it for rows is told
+            self._send(pickle.dumps(sys.path) + payload)
+
+    def _send(self, data: bytes) -> None:
+        assert self._process.stdin
+        self._process.stdin.write(data)
+        self._process.stdin.flush()
+
+    def fill(self, request: tuple[Any, ...]) -> Bad:
+        """Has it fill rows, and waits.
+
+        Raises:
+          DataError: an image that cannot be decoded; or the process is gone.
+        """
+        assert self._process.stdout
+        try:
+            self._send(pickle.dumps(request))
+            bad, error = pickle.load(self._process.stdout)
+        except (OSError, EOFError, ValueError, pickle.UnpicklingError):
+            raise DataError(self._gone()) from None
+        if error:
+            raise DataError(error)
+        return bad
+
+    def _gone(self) -> str:
+        status = self._process.wait()
+        how = f"was killed ({signal.Signals(-status).name})" if status < 0 else f"ended with status {status}"
+        why = (
+            ": most likely the machine ran out of memory" if status == -signal.SIGKILL else ": its own words are above"
+        )
+        return (
+            f"a process that decodes images {how}{why}. Set data.workers lower (it is {self._count}), or to 0, which "
+            "decodes in threads and takes less memory"
+        )
+
+    def end(self) -> None:
+        """Ends it, also where it is at something."""
+        self._process.kill()
+        for pipe in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(OSError):
+                if pipe:
+                    pipe.close()
+        self._process.wait()
+
+
+def serve() -> None:
+    """What a worker does: fills rows as it is asked to, until its pipe is closed."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints is no answer
+    requests = sys.stdin.buffer
+    examples = pickle.load(requests)
+    while True:
+        try:
+            path, count, start, positions = pickle.load(requests)
+        except EOFError:
+            return
+        bad, error = Bad(), ""
+        try:
+            with open(path, "r+b") as file:
+                memory = mmap.mmap(file.fileno(), 0)
+            arrays = laid_out(memory, examples.fields, count)
+            bad = examples.fill(positions, {k: v[start : start + len(positions)] for k, v in arrays.items()})
+        except (DataError, OSError) as problem:
+            error = str(problem)
+        pickle.dump((bad, error), answers)
+        answers.flush()
+
+
+class Block:
+    """Memory that this process shares with its workers."""
+
+    def __init__(self, size: int) -> None:
+        """Takes it: anonymous memory on Linux, which no bound of /dev/shm holds for; elsewhere a file."""
+        if hasattr(os, "memfd_create"):
+            self._file = os.memfd_create("effnet_jax", os.MFD_CLOEXEC)
+            self.path = f"/proc/{os.getpid()}/fd/{self._file}"
+        else:
+            self._file, self.path = tempfile.mkstemp(prefix="effnet_jax")
+        os.ftruncate(self._file, size)
+        self.memory = mmap.mmap(self._file, size)
+
+    def release(self) -> None:
+        """Lets workers have it no longer; the memory goes when the last array in it does."""
+        if self._file >= 0:
+            os.close(self._file)
+            if not self.path.startswith("/proc/"):
+                os.unlink(self.path)
+        self._file = -1
+
+
+def layout_bytes(fields: Fields, count: int) -> int:
+    """The bytes that the arrays of a batch of `count` rows take."""
+    return max(sum(_aligned(_bytes(shape, dtype, count)) for shape, dtype in fields.values()), mmap.PAGESIZE)
+
+
+def laid_out(memory: Any, fields: Fields, count: int) -> dict[str, np.ndarray]:
+    """The arrays of a batch of `count` rows, one after the other in memory."""
+    arrays, offset = {}, 0
+    for name, (shape, dtype) in fields.items():
+        arrays[name] = np.ndarray((count, *shape), dtype, memory, offset)
+        offset += _aligned(_bytes(shape, dtype, count))
+    return arrays
+
+
+def _bytes(shape: tuple[int, ...], dtype: Any, count: int) -> int:
+    return count * int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNED) * _ALIGNED

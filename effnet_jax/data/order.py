@@ -1,0 +1,56 @@
+"""Which examples belong to a step: a pure function of (seed, step).
+
+The examples are laid out as one endless sequence, shuffled anew in each epoch, and step t takes the `batch_size`
+positions from `t * batch_size` on, across an epoch's end where they do not divide.
+"""
+
+import functools
+
+import numpy as np
+
+
+@functools.lru_cache(maxsize=4)
+def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """The order of one epoch.
+
+    Sorting the raw words of a counter-based generator, whose output NumPy guarantees never to change, where the
+    streams of `Generator.permutation` may change with its version.
+
+    Args:
+      seed: of the run.
+      epoch: from 0.
+      count: how many examples there are.
+
+    Returns:
+      A permutation of 0..count-1, int64 [count]; not to be written to.
+    """
+    words = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(count)
+    order = np.argsort(words, kind="stable")
+    order.setflags(write=False)
+    return order
+
+
+def step_indices(step: int, *, batch_size: int, seed: int, count: int) -> np.ndarray:
+    """The examples of one step's global batch.
+
+    Args:
+      step: from 0.
+      batch_size: of the global batch.
+      seed: of the run.
+      count: how many examples there are.
+
+    Returns:
+      Positions in the source, int64 [batch_size].
+    """
+    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    epochs = positions // count
+    indices = np.empty(batch_size, np.int64)
+    for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+        here = epochs == epoch
+        indices[here] = epoch_order(seed, epoch, count)[positions[here] - epoch * count]
+    return indices
+
+
+def step_epochs(step: int, *, batch_size: int, count: int) -> np.ndarray:
+    """The epoch, from 0, that each example of one step's global batch belongs to: int32 [batch_size]."""
+    return (np.arange(step * batch_size, (step + 1) * batch_size) // count).astype(np.int32)

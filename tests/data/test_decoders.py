@@ -1,0 +1,110 @@
+"""Threads and worker processes that fill batches: what a signal, a kill and a closed pipe come to."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from effnet_jax.data.decoders import Decoders
+from effnet_jax.data.examples import EvaluationExamples, TrainingExamples
+from effnet_jax.data.sources import open_source
+from effnet_jax.errors import DataError
+
+
+def children():
+    """Processes of this one that are alive."""
+    me, found = os.getpid(), []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/stat") as file:
+                state, parent = file.read().rpartition(") ")[2].split()[:2]
+        except OSError:
+            continue
+        if int(parent) == me and state != "Z":
+            found.append(int(name))
+    return found
+
+
+@pytest.fixture
+def examples(image_folder):
+    return TrainingExamples(open_source({"name": str(image_folder())}, "train"), 32)
+
+
+@pytest.mark.parametrize("count", [1, 3, 200])
+def test_workers_fill_what_threads_fill(examples, count):
+    positions = np.arange(count) % 8
+    filled = []
+    for workers in (0, 2):
+        decoders = Decoders(examples, workers=workers)
+        rows = decoders.fill(positions)
+        assert rows.wait() == []
+        decoders.close()
+        filled.append(rows.arrays)  # which outlive their decoders
+    for name, array in filled[0].items():
+        assert array.dtype == filled[1][name].dtype and np.array_equal(array, filled[1][name]), name
+
+
+def test_evaluation_pads(examples):
+    decoders = Decoders(EvaluationExamples(examples.source, 24, "pad32"), workers=1)
+    rows = decoders.fill(np.array([2, -1, 0]))
+    rows.wait()
+    decoders.close()
+    assert rows.arrays["mask"].tolist() == [1, 0, 1] and rows.arrays["index"].tolist() == [2, -1, 0]
+    assert not rows.arrays["image"][1].any() and rows.arrays["image"][2].any()
+
+
+def test_a_killed_worker_is_told_with_the_cure(examples):
+    before = set(children())
+    decoders = Decoders(examples, workers=1)
+    decoders.fill(np.arange(8)).wait()
+    (worker,) = set(children()) - before
+    os.kill(worker, signal.SIGKILL)
+    with pytest.raises(DataError, match=r"was killed \(SIGKILL\): most likely .* out of memory.* data.workers lower"):
+        decoders.fill(np.arange(8)).wait()
+    decoders.close()
+
+
+def test_nothing_is_left_of_workers(examples):
+    before, files = set(children()), len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        decoders = Decoders(examples, workers=2)
+        rows = [decoders.fill(np.arange(8) % 8) for _ in range(4)]
+        rows[0].wait()
+        decoders.close()
+        for row in rows:
+            row.release()
+    del row, rows  # memory is theirs as long as they are there
+    assert set(children()) == before
+    assert len(os.listdir("/proc/self/fd")) <= files + 1
+
+
+SCRIPT = """
+import os, sys, time
+import numpy as np
+from effnet_jax.data.decoders import Decoders
+from effnet_jax.data.examples import TrainingExamples
+from effnet_jax.data.sources import open_source
+decoders = Decoders(TrainingExamples(open_source({"name": sys.argv[1]}, "train"), 32), workers=1)
+decoders.fill(np.arange(8)).wait()
+print(os.getpid(), decoders._workers[0]._process.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_worker_ends_with_its_process_and_not_with_its_group(image_folder):
+    with subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(image_folder())], stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout
+        parent, worker = map(int, process.stdout.readline().split())
+        assert os.getpgid(worker) != os.getpgid(parent)  # a terminal's Ctrl-C goes to the group
+        process.kill()
+        process.wait()
+        until = time.monotonic() + 10
+        while os.path.exists(f"/proc/{worker}") and time.monotonic() < until:
+            time.sleep(0.05)
+        assert not os.path.exists(f"/proc/{worker}")
