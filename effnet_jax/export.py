@@ -88,6 +88,7 @@ def metadata_of(record: dict[str, Any], config: dict[str, Any], folder: epath.Pa
     """Returns what a checkpoint says about its weights. One of an earlier format says nothing: its data is asked."""
     if "metadata" in record:
         return Metadata(**{**record["metadata"], "class_names": tuple(record["metadata"]["class_names"])})
+    from effnet_jax.data.sources.dataset import ALPHABETICAL
     from effnet_jax.train.config import check_config
     from effnet_jax.train.initial import check_weights
     from effnet_jax.train.phases import make_phases
@@ -96,7 +97,7 @@ def metadata_of(record: dict[str, Any], config: dict[str, Any], folder: epath.Pa
 
     checked = check_config(config)
     try:
-        sources, _ = open_sources(checked)
+        sources, _ = open_sources(checked, ALPHABETICAL)
         parent = check_weights(checked)
     except EffnetError as error:
         raise RunError(

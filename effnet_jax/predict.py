@@ -18,7 +18,7 @@ import numpy as np
 
 from effnet_jax.data import preprocess
 from effnet_jax.data.resize import resize_bicubic
-from effnet_jax.data.sources.folder import SUFFIXES
+from effnet_jax.data.sources.listing import Unread, walk
 from effnet_jax.errors import DataError, WeightsError, run_command
 from effnet_jax.weights.metadata import Metadata
 from effnet_jax.weights.store import load_weights
@@ -113,14 +113,15 @@ def find_images(names: Iterable[str]) -> list[str]:
     found: list[str] = []
     for name in names:
         if os.path.isdir(name):
+            unread = Unread()
             inside = sorted(
-                os.path.join(folder, file)
-                for folder, _, files in os.walk(name)
-                for file in files
-                if file.lower().endswith(SUFFIXES) and not file.startswith(".")
+                os.path.join(name, folder, file)
+                for folder, names_here in walk(name, "", unread, lambda folder, status: None)
+                for file in names_here
             )
             if not inside:
-                raise DataError(f"the folder {name} holds no images ({', '.join(SUFFIXES)}): give another one")
+                others = f" ({unread.words()})" if unread.words() else ""
+                raise DataError(f"the folder {name} holds no images{others}: give another one")
             found.extend(inside)
         elif os.path.exists(name):
             found.append(name)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from effnet_jax import files
 from effnet_jax.data.preprocess import decode_image
-from effnet_jax.data.sources import open_source, split_sizes
+from effnet_jax.data.sources import open_dataset
 from effnet_jax.data.sources.base import ArraySource, Source, expand
 from effnet_jax.data.sources.prepared import default_data_dir
 from effnet_jax.errors import DataError, nearest
@@ -66,7 +66,7 @@ def prepare_files(
     bytes; arrays become PNG. Every image is decoded once, so that damaged ones are met here and not in a run.
 
     Args:
-      source: what `sources.open_source` opens by path.
+      source: what `sources.open_dataset` opens by path.
       out: the folder to make; it must not exist.
       on_bad_image: `"error"`, or `"skip"` to leave out what cannot be decoded.
       progress: called with split, examples done and examples in all.
@@ -88,8 +88,8 @@ def prepare_files(
     os.makedirs(folder)
     bad: list[dict[str, str]] = []
     try:
-        sizes = split_sizes(source)
-        sources = {split: open_source({"name": source}, split) for split, size in sizes.items() if size}
+        dataset = open_dataset({"name": source}, ["all"])
+        sources = {split: dataset.split(split) for split, size in dataset.sizes.items() if size}
         splits = [
             _write_split(folder, name, split, opened, on_bad_image, bad, progress) for split, opened in sources.items()
         ]

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from effnet_jax.hosts import who
+from effnet_jax.hosts import is_first, who
 from effnet_jax.train.meter import Meter
 
 LONG_WAIT = 0.1  # share of the time that is worth a word
@@ -22,6 +23,21 @@ class _Console(Console):
     def on_broken_pipe(self) -> None:
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
+
+
+class Counting:
+    """Says how far something is that takes more than two seconds: on a terminal in one line, else now and then."""
+
+    def __init__(self, what: str) -> None:
+        self._what, self._began, self._next = what, time.monotonic(), 2.0
+
+    def __call__(self, number: int) -> None:
+        """Hears how far it is."""
+        taken = time.monotonic() - self._began
+        if taken > self._next and is_first():
+            alone = sys.stderr.isatty()
+            self._next = taken + 0.2 if alone else 3 * taken
+            print(f"{self._what}: {number:,} …", end="\r" if alone else "\n", file=sys.stderr, flush=True)
 
 
 class Screen:

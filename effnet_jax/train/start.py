@@ -13,9 +13,11 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from effnet_jax import files, hosts
-from effnet_jax.data.sources import open_source
+from effnet_jax.data.duplicates import find_in_two_splits
+from effnet_jax.data.sources import open_dataset
 from effnet_jax.data.sources.base import Source
-from effnet_jax.data.sources.checks import check_classes, check_splits
+from effnet_jax.data.sources.checks import check_classes, check_splits, overlaps
+from effnet_jax.data.sources.dataset import ALPHABETICAL
 from effnet_jax.errors import ConfigError, DataError, EffnetError, RunError
 from effnet_jax.train.compiling import CompileClock
 from effnet_jax.train.config import check_config, to_json
@@ -30,8 +32,8 @@ from effnet_jax.train.rundir.identity import DATA, describe_run, identity_change
 from effnet_jax.train.rundir.log import Log, read_rows, rows_until
 from effnet_jax.train.rundir.progress import Progress
 from effnet_jax.train.rundir.skipped import SkippedImages
-from effnet_jax.train.rundir.workdir import check_workdir, claim_workdir
-from effnet_jax.train.screen import Screen
+from effnet_jax.train.rundir.workdir import CONFIG, check_workdir, claim_workdir
+from effnet_jax.train.screen import Counting, Screen
 from effnet_jax.train.step.optimizers import observe
 from effnet_jax.train.step.partition import Partition, check_cut
 from effnet_jax.train.step.state import TrainState, create_state
@@ -85,7 +87,10 @@ def check_run(config: Any, workdir: epath.PathLike, devices: Sequence[jax.Device
         notes, finished = check_workdir(folder, config)
     with hosts.agree("the data is opened"):
         try:
-            sources, warnings = open_sources(config)
+            known = read_identity(folder)
+            sources, warnings = open_sources(config, class_names=_known_classes(folder, known, weights))
+            if not known:
+                warnings += find_in_two_splits(sources, config.data.duplicates)
             identity = describe_run(sources, config.data.name, weights)
         except EffnetError:
             if not finished:
@@ -126,8 +131,24 @@ def _check_cache_folder(config: Mapping[str, Any], workdir: epath.Path) -> None:
         )
 
 
-def open_sources(config: Mapping[str, Any]) -> tuple[dict[str, Source], list[str]]:
+def _known_classes(workdir: epath.Path, known: Mapping[str, Any] | None, weights: Metadata | None) -> Sequence[str]:
+    """The order of classes that is kept where they are the same: the run's, else that of weights that know them.
+
+    Of a run dir of a version that wrote none, it is the alphabet's.
+    """
+    if known:
+        return known["class_names"]
+    if (workdir / CONFIG).exists():
+        return ALPHABETICAL
+    return weights.class_names if weights else ()
+
+
+def open_sources(config: Mapping[str, Any], class_names: Sequence[str] = ()) -> tuple[dict[str, Source], list[str]]:
     """Opens the splits that the config names and checks that they fit one another.
+
+    Args:
+      config: checked.
+      class_names: an order of the classes that is kept where they are the same.
 
     Returns:
       {split: source}, and warnings for the user.
@@ -135,13 +156,16 @@ def open_sources(config: Mapping[str, Any]) -> tuple[dict[str, Source], list[str
     Raises:
       DataError: a split is missing, empty or of other classes, or `config.num_classes` is another number.
     """
-    sources = {split: open_source(config["data"], split) for split in SPLITS if config["data"][split]}
+    data = config["data"]
+    expressions = {split: data[split] for split in SPLITS if data[split]}
+    dataset = open_dataset(data, list(expressions.values()), class_names=class_names, tell=Counting("listing images"))
+    sources = {split: dataset.split(expression) for split, expression in expressions.items()}
     for split, source in sources.items():
         if not len(source):
             raise DataError(f"the {split} split of {config['data']['name']} is empty")
     if config["num_classes"]:
         check_classes(sources["train"], config["num_classes"])
-    return sources, check_splits(sources)
+    return sources, [*dataset.notes, *overlaps(dataset, expressions), *check_splits(sources)]
 
 
 def _check_identity(workdir: epath.Path, identity: Mapping[str, Any], finished: Mapping[str, Any] | None) -> list[str]:

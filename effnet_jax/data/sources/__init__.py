@@ -1,15 +1,18 @@
-"""Sources: labelled images of any kind behind one interface, opened by `open_source`."""
+"""Data sets of any kind behind one interface, opened by `open_dataset`."""
 
+import functools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from effnet_jax.choices import ON_BAD_IMAGE
 from effnet_jax.data.sources.arrays import npz_sizes, open_npz
 from effnet_jax.data.sources.base import Source, expand
 from effnet_jax.data.sources.cifar import is_cifar_folder, open_cifar
-from effnet_jax.data.sources.folder import list_folder, open_folder
+from effnet_jax.data.sources.dataset import Dataset
+from effnet_jax.data.sources.folder import open_folder
+from effnet_jax.data.sources.listing import Tell
 from effnet_jax.data.sources.prepared import find_prepared, open_prepared, prepared_below
 from effnet_jax.errors import ConfigError, DataError, nearest
 
@@ -19,44 +22,82 @@ _TAR_SUFFIXES = (".tar.gz", ".tgz", ".tar", ".tar.bz2", ".tar.xz")
 _PREPARED_NAME = re.compile(r"[a-zA-Z]\w*(/[\w.-]+)?(:\d+\.\d+\.\d+)?")  # set[/config][:version]
 
 
-def open_source(data: Mapping[str, Any], split: str) -> Source:
-    """Opens one split of a data set.
+def open_dataset(
+    data: Mapping[str, Any],
+    expressions: Sequence[str] | None = None,
+    *,
+    class_names: Sequence[str] = (),
+    tell: Tell | None = None,
+) -> Dataset:
+    """Opens a data set.
 
     Args:
       data: the config's `data`: `name` (a tensorflow-datasets name, or a path to an image folder, an `.npz`, a CIFAR
         archive or its unpacked folder, or a set written by tools/prepare_data.py), `data_dir` (where
         tensorflow-datasets' prepared sets are), `train`, `validation`, `test` (split expressions), `on_bad_image`.
-      split: a role (`"train"`, `"validation"`, `"test"`: the expression that `data` gives it) or a split expression.
+      expressions: that will be asked for; None: those of `data`.
+      class_names: an order of the classes to keep where they are the same, as an earlier start of a run had it.
+      tell: hears of the images of a folder while they are listed: their number so far.
 
     Returns:
-      The source.
+      The data set.
 
     Raises:
-      DataError: the set or split does not exist, or is not what it should be.
+      DataError: it does not exist, or is not what it should be.
       ConfigError: an unknown value of `on_bad_image`.
     """
-    expression = str(data.get(split) or split) if split in ROLES else split
     on_bad_image = data.get("on_bad_image") or "error"
     if on_bad_image not in ON_BAD_IMAGE:
         raise ConfigError(f"data.on_bad_image is {on_bad_image!r}: {nearest(on_bad_image, ON_BAD_IMAGE)}")
     name, data_dir = str(data.get("name") or ""), str(data.get("data_dir") or "")
     if not name:
         raise DataError("data.name is empty: give a tensorflow-datasets name, or the path of a folder or file")
+    if expressions is None:
+        expressions = [str(data[role]) for role in ROLES if data.get(role)]
     path = expand(name)
     if data_dir and os.path.isdir(os.path.join(expand(data_dir), name.partition(":")[0])):
-        return open_prepared(find_prepared(name, data_dir), expression, on_bad_image=on_bad_image)
+        return open_prepared(find_prepared(name, data_dir), on_bad_image=on_bad_image)
     if os.path.isdir(path):
-        return _open_folder_of_any_kind(path, expression, on_bad_image)
+        prepared = prepared_below(path)
+        if len(prepared) > 1:
+            raise DataError(f"{path} holds several prepared sets or versions: give one of {', '.join(prepared)}")
+        if prepared:
+            return open_prepared(prepared[0], on_bad_image=on_bad_image)
+        if is_cifar_folder(path):
+            return _cifar(path)
+        return open_folder(path, expressions, on_bad_image=on_bad_image, class_names=class_names, tell=tell)
     lower = path.lower()
     if lower.endswith(".npz"):
-        return open_npz(path, expression)
+        train = open_npz(path, next(iter(npz_sizes(path))))
+        return Dataset(path, train.class_names, npz_sizes(path), functools.cache(functools.partial(open_npz, path)))
     if lower.endswith(_TAR_SUFFIXES):
-        return open_cifar(path, expression)
+        return _cifar(path)
     if os.path.exists(path):
         raise DataError(f"{path} is neither a folder, an .npz nor a CIFAR archive: unpack it and give the folder")
     if not _PREPARED_NAME.fullmatch(name):
         raise DataError(f"{path}: there is no such file or folder: correct data.name; {_where_sought(path)}")
-    return open_prepared(find_prepared(name, data_dir), expression, on_bad_image=on_bad_image)
+    return open_prepared(find_prepared(name, data_dir), on_bad_image=on_bad_image)
+
+
+def open_source(data: Mapping[str, Any], split: str) -> Source:
+    """Opens one split of a data set.
+
+    Args:
+      data: as of `open_dataset`.
+      split: a role (`"train"`, `"validation"`, `"test"`: the expression that `data` gives it) or a split expression.
+
+    Raises:
+      DataError: the set or split does not exist, or is not what it should be.
+      ConfigError: an unknown value of `on_bad_image`.
+    """
+    expression = str(data.get(split) or split) if split in ROLES else split
+    return open_dataset(data, [expression]).split(expression)
+
+
+def _cifar(path: str) -> Dataset:
+    sources = {split: open_cifar(path, split) for split in ("train", "test")}
+    sizes = {split: len(source) for split, source in sources.items()}
+    return Dataset(path, sources["train"].class_names, sizes, functools.cache(functools.partial(open_cifar, path)))
 
 
 def _where_sought(path: str) -> str:
@@ -64,34 +105,3 @@ def _where_sought(path: str) -> str:
         return f"it was looked for from {os.getcwd()}"
     folder = os.path.dirname(path)
     return f"{folder} {'exists' if os.path.isdir(folder) else 'does not exist either'}"
-
-
-def _open_folder_of_any_kind(path: str, expression: str, on_bad_image: str) -> Source:
-    prepared = prepared_below(path)
-    if len(prepared) > 1:
-        raise DataError(f"{path} holds several prepared sets or versions: give one of {', '.join(prepared)}")
-    if prepared:
-        return open_prepared(prepared[0], expression, on_bad_image=on_bad_image)
-    if is_cifar_folder(path):
-        return open_cifar(path, expression)
-    return open_folder(path, expression, on_bad_image=on_bad_image)
-
-
-def split_sizes(path: str) -> dict[str, int]:
-    """The splits of an image folder, `.npz` or CIFAR archive, with their numbers of examples.
-
-    Args:
-      path: of the folder or file.
-
-    Returns:
-      {split: examples}.
-
-    Raises:
-      DataError: it cannot be read.
-    """
-    path = expand(path)
-    if path.lower().endswith(".npz"):
-        return npz_sizes(path)
-    if path.lower().endswith(_TAR_SUFFIXES) or is_cifar_folder(path):
-        return {split: len(open_cifar(path, split)) for split in ("train", "test")}
-    return {split: sum(map(len, classes.values())) for split, classes in list_folder(path)[0].items()}

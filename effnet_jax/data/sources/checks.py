@@ -1,16 +1,14 @@
 """What is checked before a run: classes that fit the model, splits that fit one another."""
 
-import hashlib
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
-from effnet_jax.data.sources.base import ArraySource, Source
-from effnet_jax.data.sources.folder import Files
+from effnet_jax.data.sources.base import Source
+from effnet_jax.data.sources.dataset import Dataset
+from effnet_jax.data.sources.splits import parse_split
 from effnet_jax.errors import DataError
 
-_FILES_LIMIT = 200_000  # above it, looking at every file's size takes minutes on a network disk
 _SHOWN = 10
 
 
@@ -34,35 +32,40 @@ def check_classes(source: Source, num_classes: int) -> None:
 
 
 def check_splits(sources: Mapping[str, Source]) -> list[str]:
-    """Compares the splits of a run with one another.
+    """Compares the classes of a run's splits with one another.
 
     Args:
       sources: by role: `train`, and `validation` and `test` where there are.
 
     Returns:
-      Warnings for the user: images that occur in two splits, classes that a split for evaluation lacks.
+      Warnings for the user: classes that a split has no image of.
 
     Raises:
-      DataError: the classes differ, or evaluation asks for a class that training never shows.
+      DataError: the classes differ, there is one class only, or evaluation asks for a class that training never shows.
     """
-    train = sources["train"]
-    warnings = []
-    for role, source in sources.items():
-        if role == "train":
-            continue
+    train, warnings = sources["train"], []
+    for source in sources.values():
         if source.class_names != train.class_names:
             different = sorted(set(source.class_names) ^ set(train.class_names))
             raise DataError(f"{source.name} and {train.name} have different classes: {', '.join(different[:_SHOWN])}")
-        warnings += _compare_classes(train, source)
-        pairs = find_duplicates(train, source)
-        if pairs:
-            listed = "; ".join(f"{first} = {second}" for first, second in pairs[:_SHOWN])
-            more = f"; and {len(pairs) - _SHOWN} more" if len(pairs) > _SHOWN else ""
-            warnings.append(
-                f"{len(pairs)} image(s) of {source.name} are in {train.name} too, so its accuracy flatters: "
-                f"{listed}{more}. Remove one of each pair"
+    if len(train.class_names) < 2:
+        raise DataError(
+            f"{train.name} has one class only, {train.class_names[0]!r}, so that nothing can be learnt: give images of "
+            "others too; in a folder each class is a folder of its own"
+        )
+    if train.labels is not None:
+        shown = set(np.unique(train.labels).tolist())
+        if len(shown) < 2:
+            raise DataError(
+                f"{train.name} has images of one class only, {_named(sorted(shown), train.class_names)}, so that "
+                "nothing can be learnt: choose another slice; if the data is sorted by class, shuffle it"
             )
-    return warnings
+        if unseen := sorted(set(range(len(train.class_names))) - shown):
+            warnings.append(f"{train.name} has no image of {_named(unseen, train.class_names)}: it cannot be learnt")
+    return [
+        *warnings,
+        *(line for role in sources if role != "train" for line in _compare_classes(train, sources[role])),
+    ]
 
 
 def _compare_classes(train: Source, source: Source) -> list[str]:
@@ -73,8 +76,9 @@ def _compare_classes(train: Source, source: Source) -> list[str]:
     unseen = sorted(evaluated - trained)
     if unseen:
         raise DataError(
-            f"{source.name} has classes of which {train.name} has no image: {_named(unseen, names)}. Add images or "
-            "choose another slice; if the data is sorted by class, shuffle it"
+            f"{source.name} has classes of which {train.name} has no image: {_named(unseen, names)}. Add images of "
+            f"them, leave them out of {source.name}, correct the spelling of a folder, or choose another slice; if the "
+            "data is sorted by class, shuffle it"
         )
     missing = sorted(trained - evaluated)
     if missing:
@@ -87,54 +91,29 @@ def _named(labels: list[int], names: tuple[str, ...]) -> str:
     return ", ".join(names[label] for label in labels[:_SHOWN]) + more
 
 
-def find_duplicates(first: Source, second: Source) -> list[tuple[str, str]]:
-    """Finds images that are in both sources with the same content.
-
-    Images in memory are compared by their pixels, files by their bytes (only those of equal size are read). Other
-    sources, and folders of more than 200,000 files, are not searched.
+def overlaps(dataset: Dataset, expressions: Mapping[str, str]) -> list[str]:
+    """Finds split expressions that have images in common.
 
     Args:
-      first: a source.
-      second: another.
+      dataset: that they are of.
+      expressions: by role, `train` among them.
 
     Returns:
-      Pairs of ids, in the order of `second`.
+      Warnings for the user.
     """
-    if isinstance(first, ArraySource) and isinstance(second, ArraySource):
-        if first.images.shape[1:] != second.images.shape[1:]:
-            return []
-        return _pairs(first, second, _pixel_hashes(first), _pixel_hashes(second))
-    if isinstance(first, ArraySource) or isinstance(second, ArraySource):
-        return []
-    files, others = first.records, second.records
-    if not isinstance(files, Files) or not isinstance(others, Files) or max(len(files), len(others)) > _FILES_LIMIT:
-        return []
-    sizes, other_sizes = _sizes(files), _sizes(others)
-    common = set(sizes) & set(other_sizes)
-    return _pairs(first, second, _file_hashes(files, sizes, common), _file_hashes(others, other_sizes, common))
-
-
-def _pairs(
-    first: Source, second: Source, hashes: Iterable[tuple[int, bytes]], others: Iterable[tuple[int, bytes]]
-) -> list[tuple[str, str]]:
-    known = {digest: index for index, digest in hashes}
-    return [(first.example_id(known[d]), second.example_id(index)) for index, d in others if d in known]
-
-
-def _pixel_hashes(source: ArraySource) -> list[tuple[int, bytes]]:
-    return [
-        (index, hashlib.blake2b(image.tobytes(), digest_size=16).digest()) for index, image in enumerate(source.images)
-    ]
-
-
-def _sizes(files: Files) -> list[int]:
-    return [os.path.getsize(files.id(index)) for index in range(len(files))]
-
-
-def _file_hashes(files: Files, sizes: list[int], common: set[int]) -> list[tuple[int, bytes]]:
-    hashes = []
-    for index, size in enumerate(sizes):
-        if size in common:
-            with open(files.id(index), "rb") as file:
-                hashes.append((index, hashlib.file_digest(file, "sha256").digest()))
-    return hashes
+    parts = {role: parse_split(expression, dataset.sizes, dataset.name) for role, expression in expressions.items()}
+    warnings = []
+    for role, expression in expressions.items():
+        common = sum(
+            max(0, min(stop, other_stop) - max(start, other_start))
+            for split, start, stop in parts["train"]
+            for other, other_start, other_stop in parts[role]
+            if split == other
+        )
+        if role != "train" and common:
+            train = expressions["train"]
+            warnings.append(
+                f"data.{role}={expression!r} has {common:,} images of data.train={train!r}, so its accuracy flatters: "
+                "choose slices that do not overlap, such as 'train[:90%]' and 'train[90%:]'"
+            )
+    return warnings

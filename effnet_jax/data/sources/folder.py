@@ -1,191 +1,200 @@
-"""Image folders: `root/split/class/image`, or `root/class/image`, which is split by hash.
+"""Image folders: `root/split/class/…`; `root/class/…`, which is split by hash; or a `labels.csv` beside the images."""
 
-The order of the images is that of the hash of their path below the root, not the alphabet's, so that a slice as
-`train[:90%]` holds all classes; it is the same on every machine.
-"""
-
-import dataclasses
 import hashlib
 import os
+import time
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
-from effnet_jax.data.sources.base import EncodedSource, Read, expand
-from effnet_jax.data.sources.splits import parse_split
+from effnet_jax.data.sources.base import EncodedSource, expand
+from effnet_jax.data.sources.dataset import Dataset, class_order
+from effnet_jax.data.sources.labels_csv import find_labels, labelled_files
+from effnet_jax.data.sources.listing import Tell, Unread, Visit, displayed, entries, images_in, normal, walk
+from effnet_jax.data.sources.splits import parse_split, split_names
+from effnet_jax.data.sources.table import Files, TableBuilder, keep_table, kept_table
 from effnet_jax.errors import DataError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 # Of a root without splits: this share of the hashes is train, this validation, the rest test.
 HASH_SHARES = (("train", 0.8), ("validation", 0.1), ("test", 0.1))
+# Folders that stand for a split, in any case of their letters.
+_CALLED = {
+    "train": ("train", "training"),
+    "validation": ("validation", "val", "valid", "dev"),
+    "test": ("test", "testing"),
+}
 
 
-@dataclasses.dataclass(frozen=True)
-class Files:
-    """Image files of a folder: paths relative to the root and a label each."""
-
-    root: str
-    paths: tuple[str, ...]
-    labels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def id(self, index: int) -> str:
-        """The path of one image."""
-        return os.path.join(self.root, self.paths[index])
-
-    def read_many(self, positions: np.ndarray) -> list[Read]:
-        """The bytes, labels and paths of some images."""
-        return [
-            _read(self.id(i), label)
-            for i, label in zip(positions.tolist(), self.labels[positions].tolist(), strict=True)
-        ]
-
-
-def _read(path: str, label: int) -> Read:
-    try:
-        with open(path, "rb", buffering=0) as file:
-            return file.readall(), label, path
-    except OSError as error:
-        return DataError(f"{path} cannot be read: {error.strerror or error}")
-
-
-def _visible(folder: str) -> list[os.DirEntry]:
-    """Entries of a folder in order, without those that programs leave behind (.DS_Store, .ipynb_checkpoints, …)."""
-    with os.scandir(folder) as entries:
-        return sorted((e for e in entries if e.name[0] not in "._"), key=lambda e: e.name)
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES)
-
-
-def _images(folder: str) -> list[str]:
-    return [e.name for e in _visible(folder) if _is_image(e.name) and e.is_file()]
-
-
-def _folders(folder: str) -> list[str]:
-    return [e.name for e in _visible(folder) if e.is_dir()]
-
-
-def _hash(path: str) -> bytes:
-    return hashlib.sha256(path.replace(os.sep, "/").encode()).digest()
-
-
-def list_folder(root: str) -> tuple[dict[str, dict[str, list[str]]], bool]:
-    """Lists an image folder.
-
-    Args:
-      root: a folder `root/split/class/image` or `root/class/image`.
-
-    Returns:
-      {split: {class: paths relative to the root}}, and whether the splits are folders (else they are by hash).
-
-    Raises:
-      DataError: no such folder, no images, images at the wrong depth, a mixture of both layouts, an empty class folder.
-    """
-    if not os.path.isdir(root):
-        raise DataError(f"{root}: there is no such folder")
-    layout = f"expected {root}/split/class/image.jpg or {root}/class/image.jpg"
-    tops = _folders(root)
-    if _images(root):
-        raise DataError(f"{root} holds images directly, without classes: {layout}")
-    direct = [top for top in tops if _images(os.path.join(root, top))]
-    nested = [top for top in tops if _folders(os.path.join(root, top))]
-    if direct and nested:
-        raise DataError(f"{root}: {direct[0]} holds images and {nested[0]} holds folders: {layout}")
-    if not direct and not nested:
-        raise DataError(f"{root} holds no images ({', '.join(SUFFIXES)}): {layout}")
-    splits: dict[str, dict[str, list[str]]]
-    if nested:
-        empty = [top for top in tops if top not in nested]
-        if empty:
-            raise DataError(f"{os.path.join(root, empty[0])} is an empty split: add class folders or remove it")
-        return {split: _classes(root, split) for split in nested}, True
-    classes = _classes(root, "")
-    splits = {name: {c: [] for c in classes} for name, _ in HASH_SHARES}
-    for label, paths in classes.items():
-        for path in paths:
-            splits[_split_of(path)][label].append(path)
-    return splits, False
-
-
-def _split_of(path: str) -> str:
-    position = int.from_bytes(_hash(path)[-8:], "big") / 2**64
-    for name, share in HASH_SHARES:
-        position -= share
-        if position < 0:
-            return name
-    return HASH_SHARES[-1][0]
-
-
-def _classes(root: str, split: str) -> dict[str, list[str]]:
-    folder = os.path.join(root, split)
-    classes = {}
-    for name in _folders(folder):
-        images = _images(os.path.join(folder, name))
-        if not images:
-            raise DataError(
-                f"{os.path.join(folder, name)} is an empty class folder (no {', '.join(SUFFIXES)} directly in it): "
-                "add images or remove the folder"
-            )
-        classes[name] = [os.path.join(split, name, image) for image in images]
-    return classes
-
-
-def check_classes_in_splits(root: str, splits: dict[str, dict[str, list[str]]]) -> None:
-    """Refuses a class that only one split has, or that the training split lacks.
-
-    Args:
-      root: what the error calls the folder.
-      splits: as `list_folder` gives it.
-
-    Raises:
-      DataError: names the classes and the splits.
-    """
-    if len(splits) < 2:
-        return
-    for name in sorted(set().union(*splits.values())):
-        having = [split for split, classes in splits.items() if name in classes]
-        if len(having) == 1 or ("train" in splits and "train" not in having):
-            missing = [split for split in splits if split not in having]
-            raise DataError(
-                f"{root}: class {name!r} is in {' and '.join(having)} but not in {', '.join(missing)} "
-                f"({os.path.join(root, missing[0], name)} does not exist): add it there, remove it, or correct the "
-                "spelling of the folder"
-            )
-
-
-def open_folder(root: str, expression: str, *, on_bad_image: str = "error") -> EncodedSource:
-    """Opens a split expression of an image folder.
+def open_folder(
+    root: str,
+    expressions: Iterable[str] = ("all",),
+    *,
+    on_bad_image: str = "error",
+    class_names: Sequence[str] = (),
+    tell: Tell | None = None,
+) -> Dataset:
+    """Opens an image folder.
 
     Args:
       root: the folder.
-      expression: see `splits.parse_split`.
+      expressions: that will be asked for: only the splits that they name are looked at.
       on_bad_image: `"error"` or `"skip"`.
+      class_names: an order of the classes to keep, where they are the same.
+      tell: hears of the images while they are listed: their number so far.
 
     Returns:
-      A source whose class names are the folders' names in alphabetical order, over all splits.
+      The data set. Its classes are the folders' names in alphabetical order, or by number where all are numbers.
 
     Raises:
-      DataError: a folder that is not laid out as expected, or an unknown split.
+      DataError: a folder that is not laid out as expected, or cannot be listed.
     """
     root = expand(root)
-    splits, in_folders = list_folder(root)
-    if in_folders:
-        check_classes_in_splits(root, splits)
-    class_names = tuple(sorted(set().union(*splits.values())))
-    numbers = {name: number for number, name in enumerate(class_names)}
-    examples = {
-        split: sorted(((path, numbers[name]) for name, paths in classes.items() for path in paths), key=_order)
-        for split, classes in splits.items()
-    }
-    parts = parse_split(expression, {split: len(items) for split, items in examples.items()}, root)
-    chosen = [example for split, start, stop in parts for example in examples[split][start:stop]]
-    labels = np.array([label for _, label in chosen], np.int32)
-    files = Files(root, tuple(path for path, _ in chosen), labels)
-    return EncodedSource(f"{root} {expression}", files, class_names, labels, on_bad_image=on_bad_image)
+    asked = tuple(sorted({name for expression in expressions for name in split_names(expression)}))
+    place = _place(root, asked)
+    if kept := kept_table(place, root):
+        table, about = kept
+    else:
+        if not os.path.isdir(root):
+            raise DataError(f"{displayed(root)}: there is no such folder")
+        began, changed, unread = time.time_ns(), {}, Unread()
+
+        def visit(folder: str, status: os.stat_result) -> None:
+            changed[folder] = status.st_mtime_ns
+
+        builder, known = _list(root, asked, on_bad_image == "skip", unread, visit, tell or (lambda number: None))
+        about = {"note": unread.words(), "known": known}
+        table = keep_table(place, builder.build(), changed, began, about)
+    names = class_order(table.class_names, class_names)
+    numbers = tuple(names.index(name) for name in table.class_names)
+    sizes = {name: stop - start for name, (start, stop) in table.splits.items()}
+
+    def split(expression: str) -> EncodedSource:
+        parts = parse_split(expression, sizes, displayed(root), known=about["known"])
+        firsts = {name: table.splits[name][0] for name, _, _ in parts}
+        spans = [range(firsts[name] + start, firsts[name] + stop) for name, start, stop in parts]
+        rows: Any = spans[0] if len(spans) == 1 else np.concatenate([np.arange(s.start, s.stop) for s in spans])
+        files = Files(table, rows, numbers)
+        return EncodedSource(f"{displayed(root)} {expression}", files, names, files.labels, on_bad_image=on_bad_image)
+
+    return Dataset(displayed(root), names, sizes, split, notes=(about["note"],) if about["note"] else ())
 
 
-def _order(example: tuple[str, int]) -> bytes:
-    return _hash(example[0])
+def _place(root: str, asked: Sequence[str]) -> str:
+    """Where the listing of a large folder is kept for the next time."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    key = hashlib.sha256("\0".join([os.path.realpath(root), *asked]).encode("utf-8", "surrogateescape")).hexdigest()
+    return os.path.join(base, "effnet_jax", "listings", key[:32])
+
+
+def _list(
+    root: str, asked: Collection[str], skip: bool, unread: Unread, visit: Visit, tell: Tell
+) -> tuple[TableBuilder, list[str]]:
+    """Lists what was asked for. Returns its images, and the names of all splits that there are."""
+    layout = f"expected {displayed(root)}/split/class/image.jpg or {displayed(root)}/class/image.jpg"
+    tops, files, status = entries(root)
+    visit("", status)
+    splits = _split_folders(root, tops, asked)
+    if not splits and (tables := find_labels(files)):
+        rows = [row for file in tables for row in labelled_files(root, *file, skip=skip, unread=unread, visit=visit)]
+        named = sorted({split for *_, split in rows if split})
+        builder = TableBuilder(root, () if named else HASH_SHARES)
+        asked_for = {folder: name for name in asked if (folder := _folder_of(name, named))}
+        for folder, names, label, split in rows:
+            if split or not named:  # a line without a split belongs to none
+                builder.add(folder, names, label, asked_for.get(split, split))
+            else:
+                unread.add(f"that {tables[0][0]} gives no split", len(names))
+        tell(len(builder))
+        return builder, named or [name for name, _ in HASH_SHARES]
+    builder = TableBuilder(root, () if splits else HASH_SHARES)
+    for split, folder in splits.items():
+        _add_classes(builder, root, folder, split, unread, visit, tell)
+    if splits:
+        return builder, [*splits, *(top for top in tops if top not in splits.values() and _is_split(root, top))]
+    for top in tops:
+        here = len(builder)
+        for folder, names in walk(root, top, unread, visit):
+            builder.add(folder, names, normal(top))
+            tell(len(builder))
+        if len(builder) == here:
+            unread.empty_class(top)
+    if outside := images_in(files, unread):
+        if not len(builder):
+            raise DataError(f"{displayed(root)} holds images directly, without classes: {layout}")
+        unread.add("images outside of the class folders", len(outside))
+    if not len(builder):
+        found = f" ({unread.words()})" if unread.words() else ""
+        raise DataError(f"{displayed(root)} holds no images{found}: {layout}")
+    return builder, [name for name, _ in HASH_SHARES]
+
+
+def _add_classes(
+    builder: TableBuilder, root: str, folder: str, split: str, unread: Unread, visit: Visit, tell: Tell
+) -> None:
+    """Adds the images of a split's folder."""
+    classes, files, status = entries(os.path.join(root, folder))
+    visit(folder, status)
+    before = len(builder)
+    for name in classes:
+        here = len(builder)
+        for place, names in walk(root, os.path.join(folder, name), unread, visit):
+            builder.add(place, names, normal(name), split)
+            tell(len(builder))
+        if len(builder) == here:
+            unread.empty_class(os.path.join(folder, name))
+    outside = images_in(files, unread)
+    if len(builder) > before:
+        if outside:
+            unread.add(f"images in {displayed(folder)} outside of the class folders", len(outside))
+        return
+    place = displayed(os.path.join(root, folder))
+    if outside:
+        raise DataError(
+            f"{place} holds images without class folders, so that their labels are unknown: set "
+            f"data.{_role(split)}='', or sort them into folders named after the classes"
+        )
+    found = f" ({unread.words()})" if unread.words() else ""
+    raise DataError(f"{place} is an empty split{found}: add class folders with images, or set data.{_role(split)}=''")
+
+
+def _role(split: str) -> str:
+    return next((role for role, names in _CALLED.items() if split.lower() in names), split)
+
+
+def _split_folders(root: str, tops: Sequence[str], asked: Collection[str]) -> dict[str, str]:
+    """The folders of the splits that are asked for: {split: folder}; none where the folders are classes."""
+    wanted = [name for name in asked if name != "all"]
+    if len(wanted) < len(asked):
+        known = [name for name, names in _CALLED.items() if any(top.lower() in names for top in tops)]
+        wanted += [name for name in (known or _folds(root, tops)) if name not in wanted]
+    found = {name: folder for name in wanted if (folder := _folder_of(name, tops))}
+    # Folders that are called so may be classes: a split holds folders, or stands beside one that does.
+    called = {top for top in tops if any(top.lower() in names for names in _CALLED.values())}
+    return found if any(_is_split(root, folder) for folder in {*found.values(), *called}) else {}
+
+
+def _folder_of(name: str, tops: Sequence[str]) -> str:
+    """The folder that a split's name stands for, the most exact one."""
+    if name in tops:
+        return name
+    others = next((names for names in _CALLED.values() if name.lower() in names), ())
+    for called in (name.lower(), *others):
+        for top in tops:
+            if top.lower() == called:
+                return top
+    return ""
+
+
+def _folds(root: str, tops: Sequence[str]) -> list[str]:
+    """Folders of other names that are splits: each holds folders, and some of them are called the same."""
+    below = {top: set(entries(os.path.join(root, top))[0]) for top in tops}
+    if len(tops) > 1 and all(_is_split(root, top) for top in tops) and set.intersection(*below.values()):
+        return list(tops)
+    return []
+
+
+def _is_split(root: str, folder: str) -> bool:
+    """Whether a folder holds folders, and no images directly."""
+    folders, files, _ = entries(os.path.join(root, folder))
+    return bool(folders) and not images_in(files, Unread())

@@ -5,6 +5,7 @@ Sets of small images (`base.SMALL_SIDE`) are decoded when they are opened and st
 """
 
 import dataclasses
+import math
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ import numpy as np
 
 from effnet_jax.data.preprocess import decode_image
 from effnet_jax.data.sources.base import SMALL_SIDE, ArraySource, EncodedSource, Read, Source, check_labels, expand
+from effnet_jax.data.sources.dataset import Dataset
 from effnet_jax.data.sources.splits import parse_split
 from effnet_jax.errors import DataError, nearest
 
@@ -126,19 +128,18 @@ class PreparedRecords:
         return image, label, ids[0].decode(errors="replace") if ids else f"{self.name}/{index}"
 
 
-def open_prepared(folder: str, expression: str, *, on_bad_image: str = "error") -> Source:
-    """Opens a split expression of a prepared set.
+def open_prepared(folder: str, *, on_bad_image: str = "error") -> Dataset:
+    """Opens a prepared set.
 
     Args:
       folder: what `find_prepared` returns.
-      expression: see `splits.parse_split`.
       on_bad_image: `"error"` or `"skip"`.
 
     Returns:
-      A source; in memory where the images are small.
+      The data set; its sources are in memory where the images are small.
 
     Raises:
-      DataError: another file format than ArrayRecord, missing files, no image or label, an unknown split.
+      DataError: another file format than ArrayRecord, no image or label; and when a split is opened, missing files.
     """
     import tensorflow_datasets as tfds  # 0.4 s to import, and only this kind needs it
 
@@ -154,26 +155,29 @@ def open_prepared(folder: str, expression: str, *, on_bad_image: str = "error") 
             f"tools/prepare_data.py {info.name} --data_dir=DIR`, or convert it with `tfds convert_format "
             f"--dataset_dir={folder} --out_file_format=array_record --out_path=DIR`"
         )
-    parts = parse_split(expression, {name: split.num_examples for name, split in info.splits.items()}, info.name)
-    for split in {part[0] for part in parts}:
-        for path in info.splits[split].filepaths:
-            if not path.exists():
-                raise DataError(f"{path} is missing: copy or prepare {info.name} again")
     image_key, label_key = _keys(info, folder)
     feature = info.features[image_key]
     class_names = tuple(info.features[label_key].names or map(str, range(info.features[label_key].num_classes)))
     id_key = next((key for key in ("id", "file_name", "image/filename") if key in info.features), None)
-    spec = "+".join(f"{split}[{start}:{stop}]" for split, start, stop in parts)
-    data = builder.as_data_source(split=spec).data_source
-    name = f"{info.name} {expression}"
-    records = PreparedRecords(data, name, image_key, label_key, id_key)
-    shape = feature.shape
-    small = None not in shape and max(shape[:2]) <= SMALL_SIDE
-    if small and len(records) * shape[0] * shape[1] * 3 <= MEMORY_LIMIT:
-        return _decode_all(records, shape[:2], class_names, on_bad_image)
+    sizes = {name: split.num_examples for name, split in info.splits.items()}
     # What a set is follows from its images: a slice that is too large for the memory is small images all the same.
-    fixed = (shape[0], shape[1], 3) if small else None
-    return EncodedSource(name, records, class_names, on_bad_image=on_bad_image, fixed_shape=fixed)
+    small = None not in feature.shape and max(feature.shape[:2]) <= SMALL_SIDE
+    shape = (*feature.shape[:2], 3) if small else None
+
+    def split(expression: str) -> Source:
+        parts = parse_split(expression, sizes, info.name)
+        for name in {part[0] for part in parts}:
+            for path in info.splits[name].filepaths:
+                if not path.exists():
+                    raise DataError(f"{path} is missing: copy or prepare {info.name} again")
+        spec = "+".join(f"{name}[{start}:{stop}]" for name, start, stop in parts)
+        data, name = builder.as_data_source(split=spec).data_source, f"{info.name} {expression}"
+        records = PreparedRecords(data, name, image_key, label_key, id_key)
+        if shape and len(records) * math.prod(shape) <= MEMORY_LIMIT:
+            return _decode_all(records, shape[:2], class_names, on_bad_image)
+        return EncodedSource(name, records, class_names, on_bad_image=on_bad_image, fixed_shape=shape)
+
+    return Dataset(info.name, class_names, sizes, split)
 
 
 def _keys(info: Any, folder: str) -> tuple[str, str]:

@@ -6,7 +6,7 @@ leave one out.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from effnet_jax.errors import DataError, nearest
 
@@ -14,13 +14,21 @@ _PART = re.compile(r"(?P<name>[\w-]+)(?P<slice>\[(?P<start>[^:\[\]]*):(?P<stop>[
 _BOUND = re.compile(r"(?P<value>-?\d[\d_]*(?:\.\d+)?)(?P<percent>%?)")
 
 
-def parse_split(expression: str, sizes: Mapping[str, int], where: str = "the data set") -> list[tuple[str, int, int]]:
+def split_names(expression: str) -> list[str]:
+    """The names of the splits that an expression asks for; what is malformed is told by `parse_split`."""
+    return [match["name"] for part in str(expression).split("+") if (match := _PART.fullmatch(part.strip()))]
+
+
+def parse_split(
+    expression: str, sizes: Mapping[str, int], where: str = "the data set", *, known: Collection[str] = ()
+) -> list[tuple[str, int, int]]:
     """Resolves a split expression.
 
     Args:
       expression: such as `"train[:90%]+validation"`.
       sizes: the splits that exist, with their numbers of examples.
       where: what error messages call the data set.
+      known: names of splits that there are; by default those of `sizes`.
 
     Returns:
       (split, start, stop) of each part, in order.
@@ -28,6 +36,7 @@ def parse_split(expression: str, sizes: Mapping[str, int], where: str = "the dat
     Raises:
       DataError: an unknown split (with the nearest names), a malformed slice, one outside the split, or no examples.
     """
+    known = known or sizes
     parts = []
     for text in str(expression).split("+"):
         text = text.strip()
@@ -42,7 +51,7 @@ def parse_split(expression: str, sizes: Mapping[str, int], where: str = "the dat
             continue
         if name not in sizes:
             raise DataError(
-                f"{where} has no split {name!r} (it has {', '.join(sizes)}): {nearest(name, sizes)}; a part of a split "
+                f"{where} has no split {name!r} (it has {', '.join(known)}): {nearest(name, known)}; a part of a split "
                 "can stand for another (data.train='train[:90%]' data.validation='train[90%:]'), and '' for none"
             )
         start, stop = _bounds(match, text, sizes[name], where) if match["slice"] else (0, sizes[name])

@@ -44,6 +44,7 @@ def check_run(config: Mapping[str, Any]) -> None:
     _choose(config["data"]["crop"], ("", *choices.CROPS), "data.crop")
     _choose(config["data"]["evaluation"], choices.EVALUATIONS, "data.evaluation")
     _choose(config["data"]["on_bad_image"], choices.ON_BAD_IMAGE, "data.on_bad_image")
+    _choose(config["data"]["duplicates"], choices.DUPLICATES, "data.duplicates")
     for key, low, high in (
         ("seed", 0, 2**31 - 1),
         ("num_classes", 0, _HUGE),

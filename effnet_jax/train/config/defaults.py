@@ -54,6 +54,7 @@ def default_config() -> ConfigDict:
                 "workers": 0,
                 "cache_gib": 1.0,  # memory for decoded photographs: a set that fits is decoded once
                 "on_bad_image": "error",  # "skip": go on without it, and list it
+                "duplicates": "equal",  # what is looked for in two splits: also "similar" (slow), or "off"
                 "size": 0,  # side of the squares of decoded photographs; 0: 8/7 of the resolution
                 "evaluation": "auto",  # "crop" (photographs), "resize" (small images)
                 "crop": "",  # "": as the weights were evaluated

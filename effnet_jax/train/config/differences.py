@@ -12,7 +12,7 @@ from effnet_jax.train.config.defaults import PHASE_DEFAULTS, default_config, fla
 # whether it goes on without a damaged image, which ended it.
 _NEUTRAL = re.compile(
     r"remat|partition\.(fsdp|sharded)|cache_dir|compile_cache|profile_steps|log_every|checkpoint\..*|"
-    r"data\.(workers|cache_gib|on_bad_image)"
+    r"data\.(workers|cache_gib|on_bad_image|duplicates)"
 )
 # Where data and weights lie: whether they are the same is judged by their contents, where the run dir knows these.
 _PLACES = re.compile(r"weights|data\.(name|data_dir)")

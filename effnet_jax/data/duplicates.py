@@ -1,0 +1,178 @@
+"""Images that are in two splits: equal ones by size and hash within some time, similar ones by what they look like."""
+
+import concurrent.futures
+import hashlib
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+from PIL import Image
+
+from effnet_jax.data.decoders import cores
+from effnet_jax.data.sources.base import ArraySource, Read, Source
+from effnet_jax.data.sources.table import Files
+from effnet_jax.errors import DataError
+
+SECONDS = 20.0  # for the search of a pair of splits
+_SHOWN = 10
+_CHUNK = 256
+_BITS = 3  # of 64 in which the looks of similar images differ at most
+_SIDE = 8
+
+
+def find_in_two_splits(sources: Mapping[str, Source], kind: str = "equal", seconds: float = SECONDS) -> list[str]:
+    """Compares the splits for evaluation with the training split.
+
+    Args:
+      sources: by role.
+      kind: `"equal"`: the same bytes; `"similar"`: also what was compressed anew or resized, which decodes every image
+        and takes as long as that does; `"off"`.
+      seconds: for each pair of splits, for equal ones.
+
+    Returns:
+      Warnings for the user: what was found, and what was not searched.
+    """
+    warnings = []
+    for role, source in sources.items():
+        if role == "train" or kind == "off":
+            continue
+        train = sources["train"]
+        if kind == "similar":
+            pairs, unsearched = find_similar(train, source), ""
+        else:
+            pairs, unsearched = find_equal(train, source, seconds)
+        if pairs:
+            listed = "; ".join(f"{first} = {second}" for first, second in pairs[:_SHOWN])
+            more = f"; and {len(pairs) - _SHOWN} more" if len(pairs) > _SHOWN else ""
+            warnings.append(
+                f"{len(pairs)} image(s) of {source.name} are in {train.name} too, so its accuracy flatters: "
+                f"{listed}{more}. Remove one of each pair"
+            )
+        if unsearched:
+            warnings.append(f"{source.name} was not searched for images of {train.name} in full: {unsearched}")
+    return warnings
+
+
+def find_equal(first: Source, second: Source, seconds: float = SECONDS) -> tuple[list[tuple[str, str]], str]:
+    """Finds images of the same content: arrays by their pixels, files by their bytes (those of equal size are read).
+
+    Args:
+      first: a source.
+      second: another.
+      seconds: after which it stops.
+
+    Returns:
+      Pairs of ids, in the order of `second`; and what was not searched, `""` where all was.
+    """
+    deadline = time.monotonic() + seconds
+    if isinstance(first, ArraySource) and isinstance(second, ArraySource):
+        if first.images.shape[1:] != second.images.shape[1:]:
+            return [], ""
+        return _pairs(first, second, _pixels(first), _pixels(second)), ""
+    if isinstance(first, ArraySource) or isinstance(second, ArraySource):
+        return [], "one is an array, the other files"
+    rows, others = np.arange(len(first)), np.arange(len(second))
+    try:
+        if isinstance(first.records, Files) and isinstance(second.records, Files):
+            sizes, other_sizes = _sizes(first.records, deadline), _sizes(second.records, deadline)
+            rows, others = rows[np.isin(sizes, other_sizes)], others[np.isin(other_sizes, sizes)]
+        hashes = list(_bytes(second, others, deadline))
+        return _pairs(first, second, _bytes(first, rows, deadline), hashes), ""
+    except TimeoutError:
+        return [], f"it would take more than {seconds:.0f} s (data.duplicates='off' does without)"
+
+
+def _pairs(
+    first: Source, second: Source, hashes: Iterable[tuple[int, bytes]], others: Iterable[tuple[int, bytes]]
+) -> list[tuple[str, str]]:
+    known = {digest: index for index, digest in hashes}
+    return [(first.example_id(known[d]), second.example_id(index)) for index, d in others if d in known]
+
+
+def _pixels(source: ArraySource) -> list[tuple[int, bytes]]:
+    return [
+        (index, hashlib.blake2b(image.tobytes(), digest_size=16).digest()) for index, image in enumerate(source.images)
+    ]
+
+
+def _sizes(files: Files, deadline: float) -> np.ndarray:
+    sizes = np.empty(len(files), np.int64)
+    for index in range(len(files)):
+        try:
+            sizes[index] = os.stat(files.path(index)).st_size
+        except OSError:  # whoever reads it is told
+            sizes[index] = -1
+        _check(deadline)
+    return sizes
+
+
+def _bytes(source: Source, rows: np.ndarray, deadline: float) -> Iterator[tuple[int, bytes]]:
+    for start in range(0, len(rows), _CHUNK):
+        chunk = rows[start : start + _CHUNK]
+        for index, read in zip(chunk.tolist(), source.read_many(chunk), strict=True):
+            if not isinstance(read, DataError):
+                yield index, hashlib.blake2b(read[0], digest_size=16).digest()
+        _check(deadline)
+
+
+def _check(deadline: float) -> None:
+    if time.monotonic() > deadline:
+        raise TimeoutError
+
+
+def find_similar(first: Source, second: Source) -> list[tuple[str, str]]:
+    """Finds images that look alike, as the same photograph does after it was compressed anew or resized.
+
+    An image is told by 64 comparisons of neighbours in a grey picture of 9 × 8 pixels (dHash, after Krawetz 2013);
+    images whose looks differ in 3 of them at most are taken for the same.
+
+    Args:
+      first: a source.
+      second: another.
+
+    Returns:
+      Pairs of ids, in the order of `second`.
+    """
+    looks, others = _looks(first), _looks(second)
+    # Of four parts of 16 bits one at least is the same where 3 bits differ.
+    parts = [(looks >> np.uint64(16 * part)).astype(np.uint16) for part in range(4)]
+    tables = [_by_value(part) for part in parts]
+    pairs = []
+    for index, look in enumerate(others.tolist()):
+        for part, (order, starts) in enumerate(tables):
+            value = (look >> (16 * part)) & 0xFFFF
+            near = order[starts[value] : starts[value + 1]]
+            differ = np.bitwise_count(looks[near] ^ np.uint64(look))
+            if len(near) and differ.min() <= _BITS:
+                pairs.append((first.example_id(int(near[differ.argmin()])), second.example_id(index)))
+                break
+    return pairs
+
+
+def _by_value(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    order = np.argsort(part, kind="stable")
+    return order, np.searchsorted(part[order], np.arange(2**16 + 1))
+
+
+def _looks(source: Source) -> np.ndarray:
+    """64 bits of each image, uint64 [N]; of one that cannot be decoded random ones, which are like no other's."""
+    chunks = [np.arange(start, min(start + _CHUNK, len(source))) for start in range(0, len(source), _CHUNK)]
+
+    def of_chunk(rows: np.ndarray) -> list[int]:
+        return [_look(source, read) for read in source.read_many(rows)]
+
+    with concurrent.futures.ThreadPoolExecutor(cores()) as pool:
+        return np.array([look for looks in pool.map(of_chunk, chunks) for look in looks], np.uint64)
+
+
+def _look(source: Source, read: Read) -> int:
+    try:
+        if isinstance(read, DataError):
+            raise read
+        image = source.decode(read[0], read[2])
+    except DataError:
+        return int.from_bytes(os.urandom(8), "big")
+    grey = Image.fromarray(image).convert("L").resize((_SIDE + 1, _SIDE), Image.Resampling.BOX)
+    pixels = np.asarray(grey, np.int16)
+    return int.from_bytes(np.packbits(pixels[:, 1:] > pixels[:, :-1]).tobytes(), "big")

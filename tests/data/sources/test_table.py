@@ -1,0 +1,102 @@
+"""The table of a folder's images: kept for the next time, shared by workers, and told from one that is out of date."""
+
+import os
+import pickle
+import shutil
+import time
+
+import numpy as np
+import pytest
+
+from effnet_jax.data.sources import table
+from effnet_jax.data.sources.folder import open_folder
+
+OLD = time.time() - 3600
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch, image_folder):
+    """A small folder that was changed long ago, whose listings are kept as those of large ones are."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(table, "_WORTH_KEEPING", 1)
+    root = image_folder()
+    for folder, _, _ in os.walk(root):
+        os.utime(folder, (OLD, OLD))
+    return root
+
+
+def listed(root, monkeypatch):
+    """Opens the folder. Returns the data set, and how many folders were listed for it."""
+    count, scandir = 0, os.scandir
+
+    def counted(path):
+        nonlocal count
+        count += 1
+        return scandir(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", counted)
+        return open_folder(str(root), ["train", "validation"]), count
+
+
+def contents(dataset):
+    source = dataset.split("train+validation")
+    return [(read[0], read[1], read[2]) for read in source.read_many(np.arange(len(source)))]
+
+
+def test_a_second_start_lists_nothing(kept, monkeypatch):
+    first, count = listed(kept, monkeypatch)
+    assert count > 5
+    again, count = listed(kept, monkeypatch)
+    assert count == 0
+    assert contents(again) == contents(first) and (again.sizes, again.notes) == (first.sizes, first.notes)
+
+
+def test_a_worker_gets_the_place_and_not_the_names(kept, monkeypatch):
+    source = listed(kept, monkeypatch)[0].split("train")
+    pickled = pickle.dumps(source.records)
+    assert len(pickled) < 400 and b"000.jpg" not in pickled
+    assert pickle.loads(pickled).read_many(np.arange(8)) == source.read_many(np.arange(8))
+
+
+@pytest.mark.parametrize("change", ["added", "removed", "a class added", "moved"])
+def test_a_folder_that_changed_is_listed_again(kept, monkeypatch, change):
+    listed(kept, monkeypatch)
+    if change == "added":
+        shutil.copy(kept / "train" / "cat" / "000.jpg", kept / "train" / "dog" / "new.jpg")
+    if change == "removed":
+        (kept / "train" / "cat" / "000.jpg").unlink()
+    if change == "a class added":
+        shutil.copytree(kept / "train" / "cat", kept / "train" / "eel")
+    if change == "moved":
+        (kept / "train" / "cat" / "000.jpg").rename(kept / "validation" / "cat" / "moved.jpg")
+    dataset, count = listed(kept, monkeypatch)
+    assert count > 5
+    sizes = {"added": (9, 4), "removed": (7, 4), "a class added": (12, 4), "moved": (7, 5)}[change]
+    assert tuple(dataset.sizes.values()) == sizes
+
+
+def test_a_folder_that_was_changed_a_moment_ago_is_not_trusted(kept, monkeypatch):
+    os.utime(kept / "train" / "cat")  # what comes now may have the same time
+    listed(kept, monkeypatch)
+    assert listed(kept, monkeypatch)[1] > 5
+
+
+@pytest.mark.parametrize("name", ["about.json", "names.npy"])
+def test_a_damaged_listing_is_as_good_as_none(kept, monkeypatch, tmp_path, name):
+    first = contents(listed(kept, monkeypatch)[0])
+    (path,) = (tmp_path / "cache").rglob(name)
+    path.write_bytes(path.read_bytes()[:40])
+    assert contents(listed(kept, monkeypatch)[0]) == first
+
+
+def test_no_room_for_it_is_no_reason_to_fail(kept, monkeypatch, tmp_path):
+    (tmp_path / "cache").write_bytes(b"in the way")
+    assert contents(listed(kept, monkeypatch)[0])
+
+
+def test_a_small_folder_leaves_nothing_behind(image_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    source = open_folder(str(image_folder()), ["train"]).split("train")
+    assert not (tmp_path / "cache").exists()
+    assert pickle.loads(pickle.dumps(source)).read_many(np.arange(8)) == source.read_many(np.arange(8))
