@@ -21,8 +21,9 @@ import optax
 from PIL import Image
 
 from effnet_jax.data.augment import make_augment
+from effnet_jax.data.decode import decode_image
 from effnet_jax.data.loader import eval_batches, train_batches
-from effnet_jax.data.preprocess import decode_image, evaluation_image, training_square
+from effnet_jax.data.preprocess import evaluation_image, training_square
 from effnet_jax.data.sources import open_source
 from effnet_jax.errors import DataError, run_command
 from effnet_jax.model.efficientnet import create_model

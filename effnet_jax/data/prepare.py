@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from effnet_jax import files
-from effnet_jax.data.preprocess import decode_image
+from effnet_jax.data.decode import decode_image
 from effnet_jax.data.sources import open_dataset
 from effnet_jax.data.sources.base import ArraySource, Source, expand
 from effnet_jax.data.sources.prepared import default_data_dir
