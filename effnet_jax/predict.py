@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from effnet_jax.data import decode
+from effnet_jax.data import decode, preprocess
+from effnet_jax.data.resize import resize_bicubic
 from effnet_jax.data.sources.listing import Unread, walk
-from effnet_jax.data.view import EvaluationView
 from effnet_jax.errors import DataError, WeightsError, run_command
 from effnet_jax.weights.metadata import Metadata
 from effnet_jax.weights.store import load_weights
@@ -45,7 +45,6 @@ class Classifier:
             )
         self.metadata: Metadata = metadata
         self.class_names = metadata.class_names or tuple(str(index) for index in range(metadata.num_classes))
-        self._view = EvaluationView(metadata.resolution, metadata.evaluation, metadata.crop, metadata.resize)
         self._variables = jax.device_put(variables)
         self._predict = jax.jit(lambda variables, images: jax.nn.softmax(jnp.asarray(model.apply(variables, images))))
 
@@ -84,7 +83,10 @@ class Classifier:
         image = decode.decode_image(image) if isinstance(image, str | os.PathLike) else np.asarray(image)
         if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise DataError(f"an image of shape {image.shape} cannot be classified: give [height, width, 3] in RGB")
-        return self._view(image)
+        resolution = self.metadata.resolution
+        if self.metadata.resize == "direct":
+            return resize_bicubic(image, resolution, resolution)
+        return preprocess.evaluation_image(image, resolution, self.metadata.crop)
 
 
 def load_classifier(path: str | os.PathLike) -> Classifier:
