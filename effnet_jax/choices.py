@@ -3,6 +3,7 @@
 DTYPES = ("float32", "bfloat16")  # of the network's computation
 CROPS = ("pad32", "frac", "none")  # of the evaluation
 EVALUATIONS = ("auto", "crop", "resize")
+RESIZES = ("bicubic", "antialias")  # of photographs in evaluation
 ON_BAD_IMAGE = ("error", "skip")
 DUPLICATES = ("equal", "similar", "off")  # what is looked for in two splits
 INTERPOLATIONS = ("bilinear", "bicubic")

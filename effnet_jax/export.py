@@ -88,14 +88,16 @@ def metadata_of(record: dict[str, Any], config: dict[str, Any], folder: epath.Pa
     """Returns what a checkpoint says about its weights. One of an earlier format says nothing: its data is asked."""
     if "metadata" in record:
         return Metadata(**{**record["metadata"], "class_names": tuple(record["metadata"]["class_names"])})
+    from effnet_jax.data.sources.base import typical_side
     from effnet_jax.data.sources.dataset import ALPHABETICAL
     from effnet_jax.train.config import check_config
+    from effnet_jax.train.config.differences import with_defaults
     from effnet_jax.train.initial import check_weights
     from effnet_jax.train.phases import make_phases
     from effnet_jax.train.rundir.export import trained_metadata
     from effnet_jax.train.start import open_sources
 
-    checked = check_config(config)
+    checked = check_config(with_defaults(config))
     try:
         sources, _ = open_sources(checked, ALPHABETICAL)
         parent = check_weights(checked)
@@ -104,7 +106,7 @@ def metadata_of(record: dict[str, Any], config: dict[str, Any], folder: epath.Pa
             f"{folder} is of a version whose checkpoints do not hold the class names, and they cannot be read: {error}"
         ) from error
     images = {split: len(source) for split, source in sources.items()}
-    phases = make_phases(checked, images, crop=parent.crop if parent else "frac")
+    phases = make_phases(checked, images, parent, typical_side(sources["train"]))
     feed = phases[min(record["progress"]["phase"], len(phases) - 1)].feed
     return trained_metadata(folder.name, checked, parent, sources["train"], feed)
 

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from effnet_jax.data import decode, preprocess
-from effnet_jax.data.resize import resize_bicubic
+from effnet_jax.data import decode
 from effnet_jax.data.sources.listing import Unread, walk
+from effnet_jax.data.view import EvaluationView
 from effnet_jax.errors import DataError, WeightsError, run_command
 from effnet_jax.weights.metadata import Metadata
 from effnet_jax.weights.store import load_weights
@@ -83,10 +83,8 @@ class Classifier:
         image = decode.decode_image(image) if isinstance(image, str | os.PathLike) else np.asarray(image)
         if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise DataError(f"an image of shape {image.shape} cannot be classified: give [height, width, 3] in RGB")
-        resolution = self.metadata.resolution
-        if self.metadata.resize == "direct":
-            return resize_bicubic(image, resolution, resolution)
-        return preprocess.evaluation_image(image, resolution, self.metadata.crop)
+        seen = self.metadata
+        return EvaluationView(seen.resolution, seen.evaluation, seen.crop, seen.resize)(image)
 
 
 def load_classifier(path: str | os.PathLike) -> Classifier:

@@ -16,12 +16,13 @@ from effnet_jax import files
 from effnet_jax.data.augment import resize_on_device
 from effnet_jax.data.augment_settings import AugmentSettings
 from effnet_jax.data.sources import open_source
-from effnet_jax.data.sources.base import ArraySource, Source
+from effnet_jax.data.sources.base import ArraySource, Source, typical_side
 from effnet_jax.errors import ConfigError, WeightsError, nearest
 from effnet_jax.train.config import check_config
 from effnet_jax.train.initial import check_weights
 from effnet_jax.train.phases import make_phases
 from effnet_jax.train.step.steps import view_keys
+from effnet_jax.weights.metadata import Metadata
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +65,7 @@ def collect_views(config: Any, *, phase: str = "", step: int = 0, count: int = 2
     if phase and phase not in names:
         raise ConfigError(f"the config has no phase {phase!r}: {nearest(phase, names)}")
     source = open_source(config.data, "train")
-    phases = make_phases(config, {"train": len(source)}, crop=_crop_rule(config))
+    phases = make_phases(config, {"train": len(source)}, _weights(config), typical_side(source))
     chosen = phases[names.index(phase) if phase else 0]
     resolution = chosen.resolution
     with contextlib.closing(chosen.feed.training(source, step, np.arange(config.batch_size))) as batches:
@@ -91,14 +92,13 @@ def collect_views(config: Any, *, phase: str = "", step: int = 0, count: int = 2
     )
 
 
-def _crop_rule(config: Mapping[str, Any]) -> str:
-    """The crop rule of the weights, where there are any."""
+def _weights(config: Mapping[str, Any]) -> Metadata | None:
+    """What the weights say of themselves, where there are any."""
     try:
-        metadata = check_weights(config)
+        return check_weights(config)
     except WeightsError as error:
         print(f"note: evaluation is drawn with the crop rule 'frac', since {error}")
-        return "frac"
-    return metadata.crop if metadata else "frac"
+        return None
 
 
 def _picked(source: Source, positions: np.ndarray) -> Source:

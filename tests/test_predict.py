@@ -62,7 +62,7 @@ def test_what_cannot_be_classified(classify, tmp_path):
 def test_small_images_go_straight_to_the_resolution(lite0, tmp_path):
     """Weights trained on small images see them whole, not a crop of them."""
     variables, metadata = read_weights(lite0)
-    metadata = dataclasses.replace(metadata, resize="direct", resolution=32)
+    metadata = dataclasses.replace(metadata, evaluation="resize", resolution=32)
     write_weights(tmp_path / "direct", variables, metadata)
     seen = load_classifier(tmp_path / "direct")._prepare(np.full((16, 16, 3), 7, np.uint8))
     assert seen.shape == (32, 32, 3) and seen.dtype == np.float32

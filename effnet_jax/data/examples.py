@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from effnet_jax.data.preprocess import evaluation_image, resize_bicubic, training_square
+from effnet_jax.data.preprocess import training_square
 from effnet_jax.data.sources.base import ArraySource, Source
 from effnet_jax.data.squares import Squares
+from effnet_jax.data.view import EvaluationView
 from effnet_jax.errors import DataError
 
 Bad = list[tuple[str, str]]  # id and error of images that were skipped
@@ -117,21 +118,18 @@ class EvaluationExamples(_Rows):
 
     Attributes:
       source: where the images are.
-      resolution: side of the result; None gives images of one small shape as they are.
-      crop: the crop rule; None resizes the whole image.
+      view: how they are seen; None gives images of one small shape as they are.
     """
 
     source: Source
-    resolution: int | None
-    crop: str | None
+    view: EvaluationView | None
 
     @property
     def fields(self) -> Fields:
         """`image`, `label`, `index`, `mask`, as `loader.eval_batches` describes them."""
-        kind: tuple[tuple[int, ...], Any] = ((self.resolution or 0, self.resolution or 0, 3), np.float32)
-        if self.resolution is None:
-            assert self.source.fixed_shape is not None
-            kind = (self.source.fixed_shape, np.uint8)
+        kind: tuple[tuple[int, ...], Any] = (self.source.fixed_shape or (), np.uint8)
+        if self.view:
+            kind = ((self.view.resolution, self.view.resolution, 3), np.float32)
         return {"image": kind, "label": ((), np.int32), "index": ((), np.int32), "mask": ((), np.float32)}
 
     def fill(self, positions: np.ndarray, out: Arrays, squares: Squares | None = None) -> Bad:
@@ -146,7 +144,8 @@ class EvaluationExamples(_Rows):
                 if isinstance(read, DataError):
                     raise read
                 data, label, name = read
-                out["image"][row] = self._view(source.decode(data, name))
+                image = source.decode(data, name)
+                out["image"][row] = self.view(image) if self.view else image
                 out["label"][row] = label
             except DataError as error:
                 if source.on_bad_image != "skip":
@@ -154,13 +153,6 @@ class EvaluationExamples(_Rows):
                 bad.append((source.example_id(int(positions[row])), str(error)))
                 out["mask"][row], out["image"][row] = 0, 0
         return bad
-
-    def _view(self, image: np.ndarray) -> np.ndarray:
-        if self.resolution is None:
-            return image
-        if self.crop is None:
-            return resize_bicubic(image, self.resolution, self.resolution)
-        return evaluation_image(image, self.resolution, self.crop)
 
 
 Examples = TrainingExamples | EvaluationExamples

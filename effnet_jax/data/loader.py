@@ -22,6 +22,7 @@ from effnet_jax.data.examples import EvaluationExamples, Examples, TrainingExamp
 from effnet_jax.data.order import step_epochs, step_indices
 from effnet_jax.data.sources.base import ArraySource, Source
 from effnet_jax.data.squares import SquareCache
+from effnet_jax.data.view import EvaluationView
 from effnet_jax.errors import ConfigError, nearest
 
 Batch = dict[str, np.ndarray]
@@ -174,6 +175,7 @@ def eval_batches(
     resolution: int,
     crop: str,
     evaluation: str = "auto",
+    resize: str = "bicubic",
     workers: int = 0,
     rows: np.ndarray | None = None,
     bad: BadImages | None = None,
@@ -188,9 +190,10 @@ def eval_batches(
       batch_size: of the global batch, over all processes.
       resolution: of the model.
       crop: the weights' crop rule (`preprocess.crop_window`).
-      evaluation: `"crop"`: the original's crop and TF1 bicubic, on the host; `"resize"`: no crop: photographs are
-        resized as a whole by TF1 bicubic on the host, small images are given as they are, for the device to resize;
-        `"auto"`: `resize` for small images, `crop` for photographs.
+      evaluation: `"crop"`: a centre square, resized on the host; `"resize"`: no crop: photographs are resized as a
+        whole on the host, small images are given as they are, for the device to resize; `"auto"`: `resize` for small
+        images, `crop` for photographs.
+      resize: how the host does it (`EvaluationView`).
       workers: processes that decode a large set of photographs; 0: threads of this process.
       rows: positions in the global batch that this process takes; None: all.
       bad: what is skipped is added here.
@@ -205,7 +208,7 @@ def eval_batches(
     rule = evaluation_rule(source, evaluation)
     rows = np.arange(batch_size) if rows is None else rows
     native = rule == "resize" and source.fixed_shape is not None
-    examples = EvaluationExamples(source, None if native else resolution, crop if rule == "crop" else None)
+    examples = EvaluationExamples(source, None if native else EvaluationView(resolution, rule, crop, resize))
 
     def positions() -> Iterator[tuple[np.ndarray, Batch]]:
         for step in range(evaluation_steps(len(source), batch_size)):

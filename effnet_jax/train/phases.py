@@ -18,6 +18,9 @@ from effnet_jax.train.config.checks import augment_settings, make_plan
 from effnet_jax.train.step.freeze import FreezePlan
 from effnet_jax.train.step.optimizers import make_optimizer, make_schedule, phase_steps, plateau_scale, unit_factors
 from effnet_jax.train.step.steps import Augment
+from effnet_jax.weights.metadata import Metadata
+
+_LARGER = 1.25  # times the resolution: below, what smoothing takes from a photograph is nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Feed:
       square: side of the squares of decoded photographs.
       crop: the evaluation's crop rule.
       evaluation: `"auto"`, `"crop"` or `"resize"`.
+      resize: `"bicubic"` or `"antialias"`, of the evaluation.
       workers: processes that decode.
       squares: keeps squares of photographs, for all phases.
     """
@@ -43,6 +47,7 @@ class Feed:
     square: int
     crop: str
     evaluation: str
+    resize: str
     workers: int
     squares: SquareCache
 
@@ -71,6 +76,7 @@ class Feed:
             resolution=self.resolution,
             crop=self.crop,
             evaluation=self.evaluation,
+            resize=self.resize,
             workers=self.workers,
             rows=rows,
             bad=bad,
@@ -135,13 +141,16 @@ class Phase:
         return float(self.schedule(step - 1 - self.start)) * plateau_scale(opt_state)
 
 
-def make_phases(config: Mapping[str, Any], images: Mapping[str, int], crop: str = "frac") -> list[Phase]:
+def make_phases(
+    config: Mapping[str, Any], images: Mapping[str, int], weights: Metadata | None = None, side: float = 0.0
+) -> list[Phase]:
     """Resolves the phases of a checked config.
 
     Args:
       config: checked.
       images: number of images by split.
-      crop: the crop rule of the weights, where `data.crop` names none.
+      weights: metadata of those that the run starts from, if any.
+      side: the shorter side of a typical training photograph in pixels; 0 for small images.
 
     Raises:
       ConfigError: a trunk cache does not fit its budget.
@@ -149,7 +158,7 @@ def make_phases(config: Mapping[str, Any], images: Mapping[str, int], crop: str 
     phases: list[Phase] = []
     squares = SquareCache(config["data"]["cache_gib"])
     for keys in config["phases"]:
-        feed = _make_feed(config, keys, crop, squares)
+        feed = _make_feed(config, keys, squares, weights, side)
         phases.append(_make_phase(config, keys, images, feed, phases[-1] if phases else None))
     return phases
 
@@ -185,7 +194,9 @@ def _make_phase(
     )
 
 
-def _make_feed(config: Mapping[str, Any], keys: Mapping[str, Any], crop: str, squares: SquareCache) -> Feed:
+def _make_feed(
+    config: Mapping[str, Any], keys: Mapping[str, Any], squares: SquareCache, weights: Metadata | None, side: float
+) -> Feed:
     data = config["data"]
     resolution = int(keys["resolution"]) or int(config["resolution"]) or VARIANTS[config["variant"]].resolution
     return Feed(
@@ -194,11 +205,26 @@ def _make_feed(config: Mapping[str, Any], keys: Mapping[str, Any], crop: str, sq
         seed=config["seed"],
         resolution=resolution,
         square=square_size(resolution, data["size"]),
-        crop=data["crop"] or crop,
+        crop=data["crop"] or _crop_rule(data["resize"], resolution, weights),
         evaluation=data["evaluation"],
+        resize=_resize_rule(data["resize"], resolution, side),
         workers=data["workers"],
         squares=squares,
     )
+
+
+def _resize_rule(asked: str, resolution: int, side: float) -> str:
+    """How photographs are resized in evaluation: where training smooths what it shrinks, so does evaluation."""
+    if asked != "auto":
+        return asked
+    return "antialias" if side > _LARGER * resolution else "bicubic"
+
+
+def _crop_rule(resize: str, resolution: int, weights: Metadata | None) -> str:
+    """The crop of the evaluation: a padding of 32 pixels, as published weights have it, is much of a small image."""
+    if weights is None:
+        return "frac"
+    return "frac" if resize != "bicubic" and resolution < weights.resolution else weights.crop
 
 
 def _epoch_ends(start: int, end: int, steps_per_epoch: float) -> dict[int, int]:

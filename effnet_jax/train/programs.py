@@ -98,7 +98,7 @@ def phase_programs(
     metadata = check_weights(config)
     partition = partition_of(config, arranged(devices, config.partition.fsdp))
     model = make_model(config, metadata, num_classes, partition.mesh.size, partition.platform)
-    phases = make_phases(config, images, crop=metadata.crop if metadata else "frac")
+    phases = make_phases(config, images, metadata)
     return [_phase_programs(config, phase, model, partition) for phase in phases]
 
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from effnet_jax import files, hosts
 from effnet_jax.data.duplicates import find_in_two_splits
 from effnet_jax.data.sources import open_dataset
-from effnet_jax.data.sources.base import Source
+from effnet_jax.data.sources.base import Source, typical_side
 from effnet_jax.data.sources.checks import check_classes, check_splits, overlaps
 from effnet_jax.data.sources.dataset import ALPHABETICAL
 from effnet_jax.errors import ConfigError, DataError, EffnetError, RunError
@@ -32,7 +32,7 @@ from effnet_jax.train.rundir.identity import DATA, describe_run, identity_change
 from effnet_jax.train.rundir.log import Log, read_rows, rows_until
 from effnet_jax.train.rundir.progress import Progress
 from effnet_jax.train.rundir.skipped import SkippedImages
-from effnet_jax.train.rundir.workdir import CONFIG, check_workdir, claim_workdir
+from effnet_jax.train.rundir.workdir import CONFIG, as_begun, check_workdir, claim_workdir
 from effnet_jax.train.screen import Counting, Screen
 from effnet_jax.train.step.optimizers import observe
 from effnet_jax.train.step.partition import Partition, check_cut
@@ -78,8 +78,8 @@ def check_run(config: Any, workdir: epath.PathLike, devices: Sequence[jax.Device
     Raises:
       EffnetError: what the user can cure.
     """
-    config = check_config(config)
     folder = files.as_path(workdir)
+    config = as_begun(folder, check_config(config))
     with hosts.agree("config and run dir are checked"):
         check_devices(config, len(devices) if devices else jax.device_count())
         _check_cache_folder(config, folder)
@@ -200,11 +200,8 @@ def open_run(checked: Checked, clock: CompileClock, stack: contextlib.ExitStack)
     began = time.monotonic()
     config, workdir, sources = checked.config, checked.workdir, checked.sources
     classes = len(sources["train"].class_names)
-    phases = make_phases(
-        config,
-        {split: len(source) for split, source in sources.items()},
-        crop=checked.weights.crop if checked.weights else "frac",
-    )
+    counts = {split: len(source) for split, source in sources.items()}
+    phases = make_phases(config, counts, checked.weights, typical_side(sources["train"]))
     if config.profile_steps and config.profile_steps[0] > phases[-1].end:
         raise ConfigError(f"profile_steps={config.profile_steps} begins after the last step, which is {phases[-1].end}")
     model = make_model(config, checked.weights, classes, checked.partition.mesh.size, checked.partition.platform)

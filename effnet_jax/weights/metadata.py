@@ -11,14 +11,13 @@ from typing import Any
 from etils import epath
 
 from effnet_jax import files
-from effnet_jax.choices import CROPS
+from effnet_jax.choices import CROPS, EVALUATIONS, RESIZES
 from effnet_jax.errors import WeightsError
 from effnet_jax.model.variants import FAMILIES, NORMALIZATIONS, VARIANTS
 
 METADATA_FILE = "metadata.json"
 FORMAT = 1
 
-_RESIZES = ("bicubic", "direct")
 _PACKAGES = ("effnet-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -31,8 +30,8 @@ class Metadata:
       family: the recipe, a key of `FAMILIES`.
       normalization: how pixels 0..255 are scaled, a key of `NORMALIZATIONS`.
       crop: the evaluation's crop rule: `"pad32"`, `"frac"` or `"none"`.
-      resize: `"bicubic"`: photographs, cropped and resized on the host; `"direct"`: small images, brought whole to the
-        resolution.
+      evaluation: `"crop"`: a centre square of photographs; `"resize"`: whole images, as small ones are seen.
+      resize: `"bicubic"`: as the original resizes; `"antialias"`: with smoothing (`data.view.EvaluationView`).
       resolution: side of the images that the weights were made for, in pixels.
       num_classes: outputs of the classifier; 0 without one.
       class_names: one for each class, or none.
@@ -50,6 +49,7 @@ class Metadata:
     resolution: int
     num_classes: int
     class_names: tuple[str, ...] = ()
+    evaluation: str = "crop"
     resize: str = "bicubic"
     ema: bool | None = None
     source: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -88,6 +88,8 @@ class Metadata:
             if version != FORMAT:
                 raise ValueError(f"its format is {version!r} instead of {FORMAT}")
             values["class_names"] = tuple(values.get("class_names", ()))
+            if values.get("resize") == "direct":  # as it was called at first
+                values |= {"evaluation": "resize", "resize": "bicubic"}
             metadata = cls(**values)
             metadata._check()
         except (TypeError, ValueError) as error:
@@ -102,7 +104,8 @@ class Metadata:
             ("family", tuple(FAMILIES)),
             ("normalization", tuple(NORMALIZATIONS)),
             ("crop", CROPS),
-            ("resize", _RESIZES),
+            ("evaluation", EVALUATIONS[1:]),
+            ("resize", RESIZES),
         )
         for key, choices in known:
             if getattr(self, key) not in choices:

@@ -12,6 +12,7 @@ import pytest
 from effnet_jax.data.decoders import Decoders
 from effnet_jax.data.examples import EvaluationExamples, TrainingExamples
 from effnet_jax.data.sources import open_source
+from effnet_jax.data.view import EvaluationView
 from effnet_jax.errors import DataError
 
 
@@ -49,7 +50,7 @@ def test_workers_fill_what_threads_fill(examples, count):
 
 
 def test_evaluation_pads(examples):
-    decoders = Decoders(EvaluationExamples(examples.source, 24, "pad32"), workers=1)
+    decoders = Decoders(EvaluationExamples(examples.source, EvaluationView(24, crop="pad32")), workers=1)
     rows = decoders.fill(np.array([2, -1, 0]))
     rows.wait()
     decoders.close()

@@ -5,15 +5,18 @@
 evaluated without a crop, where photographs are decoded and brought to one size on the host first.
 """
 
+import contextlib
 import dataclasses
 import hashlib
+import io
 import os
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
+from PIL import Image
 
-from effnet_jax.data.preprocess import decode_image
+from effnet_jax.data.decode import decode_image
 from effnet_jax.errors import DataError
 
 SMALL_SIDE = 96  # an image no longer than this on either side is "small" (STL-10 is the largest of its kind)
@@ -147,6 +150,25 @@ class EncodedSource:
 
 
 Source = ArraySource | EncodedSource
+
+
+def typical_side(source: Source) -> float:
+    """The shorter side of a typical photograph in pixels, the median of some; 0 for small images.
+
+    Args:
+      source: of which the sizes of at most 64 images are read.
+    """
+    if source.fixed_shape is not None:
+        return 0.0
+    if isinstance(source, ArraySource):
+        return float(min(source.images.shape[1:3]))
+    sides = []
+    for read in source.read_many(np.unique(np.linspace(0, len(source) - 1, 64).astype(int))):
+        if isinstance(read, DataError):  # whoever decodes it is told
+            continue
+        with contextlib.suppress(Exception), Image.open(io.BytesIO(read[0])) as image:
+            sides.append(min(image.size))
+    return float(np.median(sides)) if sides else 0.0
 
 
 def fingerprint(source: Source) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from effnet_jax.data.preprocess import decode_image
+from effnet_jax.data.decode import decode_image
 from effnet_jax.data.sources.base import SMALL_SIDE, ArraySource, EncodedSource, Read, Source, check_labels, expand
 from effnet_jax.data.sources.dataset import Dataset
 from effnet_jax.data.sources.splits import parse_split

@@ -85,7 +85,7 @@ def _about(run: Run, phase: Phase) -> dict[str, Any]:
         "seed": phase.feed.seed,
         "resolution": phase.resolution,
         "size": phase.feed.square,
-        "evaluation": [phase.feed.evaluation, phase.feed.crop],
+        "evaluation": [phase.feed.evaluation, phase.feed.crop, phase.feed.resize],
         "augment": {name: value for name, value in phase.augment.items() if name != "label_smoothing"},
     }
 

@@ -43,6 +43,7 @@ def check_run(config: Mapping[str, Any]) -> None:
     _check_remat(config["remat"], config["variant"])
     _choose(config["data"]["crop"], ("", *choices.CROPS), "data.crop")
     _choose(config["data"]["evaluation"], choices.EVALUATIONS, "data.evaluation")
+    _choose(config["data"]["resize"], ("auto", *choices.RESIZES), "data.resize")
     _choose(config["data"]["on_bad_image"], choices.ON_BAD_IMAGE, "data.on_bad_image")
     _choose(config["data"]["duplicates"], choices.DUPLICATES, "data.duplicates")
     for key, low, high in (

@@ -57,7 +57,9 @@ def default_config() -> ConfigDict:
                 "duplicates": "equal",  # what is looked for in two splits: also "similar" (slow), or "off"
                 "size": 0,  # side of the squares of decoded photographs; 0: 8/7 of the resolution
                 "evaluation": "auto",  # "crop" (photographs), "resize" (small images)
-                "crop": "",  # "": as the weights were evaluated
+                # How photographs are evaluated: "auto" as they are trained, "bicubic" as the original does.
+                "resize": "auto",  # "antialias" where they are larger than the resolution, else "bicubic"
+                "crop": "",  # "": as the weights were evaluated; with "auto", at a lower resolution "frac"
             },
             "augment": {name: _any(value) if name in _OPEN else value for name, value in AUGMENT_DEFAULTS.items()},
             "partition": {

@@ -17,6 +17,9 @@ _NEUTRAL = re.compile(
 # Where data and weights lie: whether they are the same is judged by their contents, where the run dir knows these.
 _PLACES = re.compile(r"weights|data\.(name|data_dir)")
 
+# What keys meant before they were there, where that is not their default.
+BEFORE = {"data": {"resize": "bicubic"}}
+
 
 def difference(old: Any, new: Any) -> list[str]:
     """Returns one line for each key that differs between two configs: `batch_size: 64 before, 32 now`."""
@@ -59,7 +62,7 @@ def compare_configs(
 
 def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a config out of `config.json` with the defaults of the keys that it lacks; unknown keys stay."""
-    complete = _filled(config, json.loads(json.dumps(plain(default_config()))))
+    complete = _filled(_filled(config, BEFORE), json.loads(json.dumps(plain(default_config()))))
     complete["phases"] = [_filled(keys, json.loads(json.dumps(PHASE_DEFAULTS))) for keys in complete["phases"]]
     return complete
 

@@ -40,7 +40,8 @@ def trained_metadata(
     return dataclasses.replace(
         parent,
         crop=feed.crop,
-        resize="direct" if evaluation_rule(source, feed.evaluation) == "resize" else "bicubic",
+        evaluation=evaluation_rule(source, feed.evaluation),
+        resize=feed.resize,
         resolution=feed.resolution,
         num_classes=len(classes),
         class_names=classes,

@@ -10,7 +10,8 @@ from etils import epath
 
 from effnet_jax import files, hosts, locks
 from effnet_jax.errors import EffnetError, RunError
-from effnet_jax.train.config import compare_configs, to_json
+from effnet_jax.train.config import compare_configs, default_config, to_json
+from effnet_jax.train.config.differences import BEFORE
 from effnet_jax.train.rundir.attempts import ATTEMPTS
 from effnet_jax.train.rundir.checkpoints import CHECKPOINTS
 from effnet_jax.train.rundir.identity import DATA, read_identity
@@ -54,6 +55,19 @@ def check_workdir(workdir: epath.Path, config: Any) -> tuple[list[str], dict[str
             f"{workdir} holds a run of another config:\n  {shown}\ngive another --workdir, or the old config to resume"
         )
     return neutral, read_run_json(workdir / SUMMARY, "delete it, and start again")
+
+
+def as_begun(workdir: epath.Path, config: Any) -> Any:
+    """Returns a checked config, in a run dir with what keys meant when the run began without them."""
+    old = read_run_json(workdir / CONFIG) if workdir.is_dir() else None
+    if not isinstance(old, dict):
+        return config
+    changed = config.copy_and_resolve_references()
+    for room, keys in BEFORE.items():
+        for key, value in keys.items():
+            if key not in old.get(room, {}) and config[room][key] == default_config()[room][key]:
+                changed[room][key] = value
+    return changed.lock()
 
 
 @contextlib.contextmanager
