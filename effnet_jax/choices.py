@@ -5,6 +5,7 @@ CROPS = ("pad32", "frac", "none")  # of the evaluation
 EVALUATIONS = ("auto", "crop", "resize")
 RESIZES = ("bicubic", "antialias")  # of photographs in evaluation
 ON_BAD_IMAGE = ("error", "skip")
+ORDERS = ("global", "sharded")  # of training examples
 DUPLICATES = ("equal", "similar", "off")  # what is looked for in two splits
 INTERPOLATIONS = ("bilinear", "bicubic")
 

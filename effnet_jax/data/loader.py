@@ -19,9 +19,9 @@ import numpy as np
 from effnet_jax.choices import EVALUATIONS
 from effnet_jax.data.decoders import Decoders, layout_bytes
 from effnet_jax.data.examples import EvaluationExamples, Examples, TrainingExamples
-from effnet_jax.data.order import step_epochs, step_indices
+from effnet_jax.data.order import part_of_step, step_epochs, step_indices
 from effnet_jax.data.sources.base import ArraySource, Source
-from effnet_jax.data.squares import SquareCache
+from effnet_jax.data.squares import SquareCache, Squares
 from effnet_jax.data.view import EvaluationView
 from effnet_jax.errors import ConfigError, nearest
 
@@ -57,6 +57,7 @@ def train_batches(
     workers: int = 0,
     size: int = 256,
     rows: np.ndarray | None = None,
+    part: tuple[int, int] | None = None,
     squares: SquareCache | None = None,
     bad: BadImages | None = None,
 ) -> Batches:
@@ -77,6 +78,8 @@ def train_batches(
       workers: processes that decode; 0: threads of this process.
       size: side of the squares of photographs (`square_size`).
       rows: positions in the global batch that this process takes; None: all.
+      part: (number of this host, how many there are), where each shuffles a part of its own (`order.part_of_step`);
+        None: the batch is that of all examples.
       squares: keeps them; None: nothing is kept.
       bad: what is skipped is added here.
 
@@ -87,8 +90,12 @@ def train_batches(
       `rows`. It raises DataError for an image that cannot be decoded, and where a worker is gone.
     """
     rows = np.arange(batch_size) if rows is None else rows
-    place = functools.partial(_shuffled, batch_size=batch_size, seed=seed, count=len(source), rows=rows)
-    return _training(source, itertools.count(start_step), place, workers, size, squares, bad)
+    place: Place = functools.partial(_shuffled, batch_size=batch_size, seed=seed, count=len(source), rows=rows)
+    if part:
+        number, parts = part
+        place = functools.partial(part_of_step, rows=len(rows), seed=seed, count=len(source), part=number, parts=parts)
+    kept = squares.of(source, size, part or (0, 1)) if squares else None
+    return _training(source, itertools.count(start_step), place, workers, size, kept, bad)
 
 
 def ordered_batches(
@@ -110,7 +117,8 @@ def ordered_batches(
     rows = np.arange(batch_size) if rows is None else rows
     place = functools.partial(_in_order, batch_size=batch_size, start=start, count=len(source), rows=rows)
     steps = range(-(-(len(source) - start) // batch_size))
-    return _training(source, steps, place, workers, size, squares, bad)
+    kept = squares.of(source, size) if squares else None
+    return _training(source, steps, place, workers, size, kept, bad)
 
 
 Place = Callable[[int], tuple[np.ndarray, np.ndarray]]  # step -> positions in the source and epochs, [B] each
@@ -131,7 +139,7 @@ def _training(
     place: Place,
     workers: int,
     size: int,
-    squares: SquareCache | None,
+    kept: Squares | None,
     bad: BadImages | None,
 ) -> Batches:
     def positions() -> Iterator[tuple[np.ndarray, Batch]]:
@@ -139,7 +147,6 @@ def _training(
             indices, epochs = place(step)
             yield indices, {"epoch": epochs}
 
-    kept = squares.of(source, size) if squares else None
     return _filled(TrainingExamples(source, size), positions(), 0 if kept else workers, bad, kept)
 
 
@@ -223,7 +230,7 @@ def _filled(
     steps: Iterator[tuple[np.ndarray, Batch]],
     workers: int,
     bad: BadImages | None,
-    squares: Any = None,
+    squares: Squares | None = None,
 ) -> Batches:
     """Fills batches ahead of their use. `steps` gives positions in the source, and what a batch has besides."""
     source = examples.source

@@ -51,6 +51,33 @@ def step_indices(step: int, *, batch_size: int, seed: int, count: int) -> np.nda
     return indices
 
 
+def part_of_step(
+    step: int, *, rows: int, seed: int, count: int, part: int, parts: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """What one of several hosts shows in a step where each shuffles a part of its own: every `parts`-th example.
+
+    Args:
+      step: from 0.
+      rows: of the batch that the host takes.
+      seed: of the run.
+      count: examples of all parts.
+      part: the host's number.
+      parts: how many hosts there are.
+
+    Returns:
+      Positions in the source, int64 [rows], and the epoch of its part that each is shown in, int32 [rows].
+    """
+    own = len(range(part, count, parts))
+    positions = np.arange(step * rows, (step + 1) * rows)
+    indices, epochs = np.empty(rows, np.int64), positions // own
+    for epoch in np.unique(epochs).tolist():
+        here = epochs == epoch
+        # Another stream than that of the whole, and of every other part.
+        order = epoch_order(seed, epoch + ((part + 1) << 32), own)
+        indices[here] = part + parts * order[positions[here] - epoch * own]
+    return indices, epochs.astype(np.int32)
+
+
 def step_epochs(step: int, *, batch_size: int, count: int) -> np.ndarray:
     """The epoch, from 0, that each example of one step's global batch belongs to: int32 [batch_size]."""
     return (np.arange(step * batch_size, (step + 1) * batch_size) // count).astype(np.int32)

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from effnet_jax import hosts
 from effnet_jax.data.augment import make_augment
 from effnet_jax.data.loader import BadImages, Batches, eval_batches, ordered_batches, square_size, train_batches
 from effnet_jax.data.sources.base import Source
@@ -38,6 +39,7 @@ class Feed:
       resize: `"bicubic"` or `"antialias"`, of the evaluation.
       workers: processes that decode.
       squares: keeps squares of photographs, for all phases.
+      part: (number of this process, how many there are), where each shuffles a part of the examples; else None.
     """
 
     batch_size: int
@@ -50,11 +52,12 @@ class Feed:
     resize: str
     workers: int
     squares: SquareCache
+    part: tuple[int, int] | None = None
 
     def training(self, source: Source, start_step: int, rows: np.ndarray, bad: BadImages | None = None) -> Batches:
         """Endless batches from a step on; `rows` of each are this process's (`loader.train_batches`)."""
         order: dict[str, Any] = {"batch_size": self.batch_size, "seed": self.seed, "start_step": start_step}
-        return train_batches(source, rows=rows, bad=bad, **order, **self._squared)
+        return train_batches(source, rows=rows, part=self.part, bad=bad, **order, **self._squared)
 
     def in_order(
         self, source: Source, batch_size: int, start: int, rows: np.ndarray, bad: BadImages | None = None
@@ -210,6 +213,7 @@ def _make_feed(
         resize=_resize_rule(data["resize"], resolution, side),
         workers=data["workers"],
         squares=squares,
+        part=(hosts.index(), hosts.count()) if data["order"] == "sharded" else None,
     )
 
 

@@ -9,13 +9,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
 from effnet_jax import files, hosts
+from effnet_jax.data.decode import range_note
 from effnet_jax.data.duplicates import find_in_two_splits
 from effnet_jax.data.sources import open_dataset
-from effnet_jax.data.sources.base import Source, typical_side
+from effnet_jax.data.sources.base import ArraySource, Source, typical_side
 from effnet_jax.data.sources.checks import check_classes, check_splits, overlaps
 from effnet_jax.data.sources.dataset import ALPHABETICAL
 from effnet_jax.errors import ConfigError, DataError, EffnetError, RunError
@@ -39,6 +41,7 @@ from effnet_jax.train.step.partition import Partition, check_cut
 from effnet_jax.train.step.state import TrainState, create_state
 from effnet_jax.weights.metadata import Metadata, current_versions
 
+_SAMPLED = 16  # images that are looked at when a set is opened
 SPLITS = ("train", "validation", "test")
 
 
@@ -165,7 +168,20 @@ def open_sources(config: Mapping[str, Any], class_names: Sequence[str] = ()) -> 
             raise DataError(f"the {split} split of {config['data']['name']} is empty")
     if config["num_classes"]:
         check_classes(sources["train"], config["num_classes"])
-    return sources, [*dataset.notes, *overlaps(dataset, expressions), *check_splits(sources)]
+    notes = [*dataset.notes, *_range_notes(sources["train"]), *overlaps(dataset, expressions)]
+    return sources, [*notes, *check_splits(sources)]
+
+
+def _range_notes(source: Source) -> list[str]:
+    """Says once where images are nearly black or of one colour because of their number type, by a few of them."""
+    if isinstance(source, ArraySource):
+        return []
+    sample = source.read_many(np.unique(np.linspace(0, len(source) - 1, _SAMPLED).astype(int)))
+    found = [(read[2], note) for read in sample if not isinstance(read, DataError) and (note := range_note(read[0]))]
+    if not found:
+        return []
+    name, note = found[0]
+    return [f"{len(found)} of {len(sample)} images that were looked at are hardly seen as they are, {name}: {note}"]
 
 
 def _check_identity(workdir: epath.Path, identity: Mapping[str, Any], finished: Mapping[str, Any] | None) -> list[str]:

@@ -110,6 +110,32 @@ def test_processes_share_the_global_batch_by_their_rows(shares):
         assert_equal(part, [{key: value[rows] for key, value in batch.items()} for batch in whole])
 
 
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_hosts_may_shuffle_parts_of_their_own(parts, image_folder):
+    source, seen = small(23), []
+    for number in range(parts):
+        own = len(range(number, 23, parts))
+        batches = take(train_batches(source, batch_size=6, seed=5, rows=np.arange(2), part=(number, parts)), own)
+        shown = np.concatenate([batch["index"] for batch in batches]).reshape(2, own)  # two epochs of the part
+        assert sorted(shown[0]) == sorted(shown[1]) == list(range(number, 23, parts))
+        assert shown[0].tolist() != shown[1].tolist()
+        assert np.concatenate([batch["epoch"] for batch in batches]).tolist() == [0] * own + [1] * own
+        (again,) = take(
+            train_batches(source, batch_size=6, seed=5, start_step=5, rows=np.arange(2), part=(number, parts)), 1
+        )
+        assert_equal([again], [batches[5]])
+        seen.append(set(shown[0].tolist()))
+    assert set.union(*seen) == set(range(23)) and sum(map(len, seen)) == 23
+    # Each decodes and keeps what it shows, and no more.
+    source = open_source({"name": str(image_folder())}, "train")
+    plain = take(train_batches(source, batch_size=6, seed=5, size=16, rows=np.arange(3), part=(0, parts)), 8)
+    cache = SquareCache(1)
+    options = {"batch_size": 6, "seed": 5, "size": 16, "rows": np.arange(3), "part": (0, parts), "squares": cache}
+    assert_equal(take(train_batches(source, **options), 8), plain)
+    assert len(cache.of(source, 16, (0, parts)).image) == len(range(0, 8, parts))
+    assert_equal(take(train_batches(source, **options), 8), plain)
+
+
 def test_workers_and_cache_change_nothing(image_folder):
     source = open_source({"name": str(image_folder())}, "train")
     options = {"batch_size": 4, "seed": 5, "size": 16}

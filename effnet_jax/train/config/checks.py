@@ -42,6 +42,7 @@ def check_run(config: Mapping[str, Any]) -> None:
     _choose(config["partition"]["sharded"], choices.SHARDED, "partition.sharded")
     _check_remat(config["remat"], config["variant"])
     _choose(config["data"]["crop"], ("", *choices.CROPS), "data.crop")
+    _choose(config["data"]["order"], choices.ORDERS, "data.order")
     _choose(config["data"]["evaluation"], choices.EVALUATIONS, "data.evaluation")
     _choose(config["data"]["resize"], ("auto", *choices.RESIZES), "data.resize")
     _choose(config["data"]["on_bad_image"], choices.ON_BAD_IMAGE, "data.on_bad_image")
@@ -200,6 +201,11 @@ def check_phase(phase: Mapping[str, Any], config: Mapping[str, Any], where: str)
     read_settings(phase["augment"], where=f"{where}.augment")
     read_settings(augment_settings(config, phase), where=f"augment with {where}.augment")
     if phase["cache"]:
+        if config["data"]["order"] == "sharded":
+            raise ConfigError(
+                f"{where}.cache={phase['cache']!r} keeps the outputs of all images on every host, and "
+                f"data.order='sharded' is for sets that fit none: set {where}.cache='', or data.order='global'"
+            )
         _check_cache(phase, plan, read_settings(augment_settings(config, phase)), where)
 
 

@@ -51,6 +51,9 @@ def default_config() -> ConfigDict:
                 "train": "train",
                 "validation": "validation",  # "": none
                 "test": "test",  # "": none
+                # "sharded": each host shuffles, decodes and keeps a part of its own, of a set that fits none of them.
+                # What a step shows then depends on the number of hosts.
+                "order": "global",
                 "workers": 0,
                 "cache_gib": 1.0,  # memory for decoded photographs: a set that fits is decoded once
                 "on_bad_image": "error",  # "skip": go on without it, and list it
