@@ -55,6 +55,7 @@ def start(
     flags: Any = (),
     folders: dict[int, Path] | None = None,
     environments: dict[int, dict[str, str]] | None = None,
+    group: bool = False,
 ) -> list[Process]:
     """Starts `python -m effnet_jax.train` on as many processes, each with so many devices.
 
@@ -66,6 +67,7 @@ def start(
       flags: further ones; one list for all processes, or {process: list}.
       folders: where a process runs, if not in the recipe's folder.
       environments: what a process has besides in its environment.
+      group: whether each is the leader of a process group, as a terminal's foreground job is.
     """
     port = free_port()
     folder = Path(str(recipe).partition(":")[0]).parent
@@ -83,6 +85,7 @@ def start(
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 cwd=(folders or {}).get(number, folder),
+                process_group=0 if group else None,
             )
         started.append(Process(process, output))
     return started
