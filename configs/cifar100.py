@@ -5,6 +5,18 @@
 
 The classifier alone, from a cache of pooled features; then everything, batch norm still, as configs/cifar100_b0.py does
 it: the larger the network, the fewer the epochs and the lower the rate. B0, B7 and L2 have recipes of their own.
+
+Each fits a single TPU v5e chip of 16 GB, the smallest slice there is, with 256 images in so many microbatches. What its
+compiler says of the second phase's training step (`python -m effnet_jax.tpu --config=configs/cifar100.py:b3
+--topology=v5e:1x1`; images a second are what bandwidth and peak allow at most):
+
+    variant          b1      b2      b3      b4      b5      b6
+    microbatches      1       2       4       8      16      32
+    GiB a chip      5.6     3.8     4.8     5.7     6.0     5.4
+    GFLOP an image  4.7     6.7    12.0    28.1    64.3   118.2
+    images/s      3,865   3,346   2,189   1,246     726     492
+
+On N chips each has an N-th of the batch, and `--config.microbatches` may be as much smaller.
 """
 
 from typing import NamedTuple
