@@ -7,9 +7,8 @@ The classifier, then the last two stages, then everything: a larger network lear
 is reopened in phases, at lower rates towards the input, and with stronger augmentation. Blocks are recomputed in the
 backward pass to save memory.
 
-Its 128 images fit a single TPU v5e chip of 16 GB with `--config.microbatches=16`: 3.5 GiB for the last phase, 272 GFLOP an
-image and at most 254 images a second, by its compiler (docs/results.md, "On TPU, as compiled"). A slice of 16 chips needs
-no microbatches.
+Its 128 images fit a single TPU v5e chip of 16 GB with `--config.microbatches=16`: 3.5 GiB for the last phase, 272
+GFLOP an image and at most 254 images a second, by its compiler (docs/results.md, "On TPU, as compiled").
 
 Expected from the literature, not measured here: about 91 to 92 % (the EfficientNet paper: 91.7 %). Try B0 to B3 first:
 larger variants do not always transfer better, and B7 at 600 costs about a hundred times B0 at 224.

@@ -7,8 +7,8 @@
 step find flat minima (Foret et al. 2021, the best published figure of this network on CIFAR-100: 96.08 %). Parameters,
 moments and averages are shared by 16 chips (`partition.fsdp`).
 
-On a TPU v5e:4x4 the second phase needs 9.7 of a chip's 16 GB, and computes at most 679 images a second in all: 2,403 GFLOP
-an image, by its compiler (docs/results.md, "On TPU, as compiled").
+On a TPU v5e:4x4 the second phase needs 9.7 of a chip's 16 GB, and computes at most 679 images a second in all: 2,403
+GFLOP an image, by its compiler (docs/results.md, "On TPU, as compiled").
 
 Expected from the literature, not measured here: 96 %. It is the last network to try: B0 to B3 take hours where this
 takes a pod.

@@ -1,13 +1,12 @@
 """Data sets of any kind behind one interface, opened by `open_dataset`."""
 
-import functools
 import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from effnet_jax.choices import ON_BAD_IMAGE
-from effnet_jax.data.sources.arrays import npz_sizes, open_npz
+from effnet_jax.data.sources.arrays import open_npz
 from effnet_jax.data.sources.base import Source, expand
 from effnet_jax.data.sources.cifar import is_cifar_folder, open_cifar
 from effnet_jax.data.sources.dataset import Dataset
@@ -64,14 +63,13 @@ def open_dataset(
         if prepared:
             return open_prepared(prepared[0], on_bad_image=on_bad_image)
         if is_cifar_folder(path):
-            return _cifar(path)
+            return open_cifar(path)
         return open_folder(path, expressions, on_bad_image=on_bad_image, class_names=class_names, tell=tell)
     lower = path.lower()
     if lower.endswith(".npz"):
-        train = open_npz(path, next(iter(npz_sizes(path))))
-        return Dataset(path, train.class_names, npz_sizes(path), functools.cache(functools.partial(open_npz, path)))
+        return open_npz(path)
     if lower.endswith(_TAR_SUFFIXES):
-        return _cifar(path)
+        return open_cifar(path)
     if os.path.exists(path):
         raise DataError(f"{path} is neither a folder, an .npz nor a CIFAR archive: unpack it and give the folder")
     if not _PREPARED_NAME.fullmatch(name):
@@ -92,12 +90,6 @@ def open_source(data: Mapping[str, Any], split: str) -> Source:
     """
     expression = str(data.get(split) or split) if split in ROLES else split
     return open_dataset(data, [expression]).split(expression)
-
-
-def _cifar(path: str) -> Dataset:
-    sources = {split: open_cifar(path, split) for split in ("train", "test")}
-    sizes = {split: len(source) for split, source in sources.items()}
-    return Dataset(path, sources["train"].class_names, sizes, functools.cache(functools.partial(open_cifar, path)))
 
 
 def _where_sought(path: str) -> str:

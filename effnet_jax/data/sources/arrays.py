@@ -1,6 +1,7 @@
 """Arrays in memory, and `.npz` files of them."""
 
 import contextlib
+import functools
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -8,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from effnet_jax.data.sources.base import ArraySource, check_labels, expand
+from effnet_jax.data.sources.dataset import Dataset, class_order
 from effnet_jax.data.sources.splits import parse_split
 from effnet_jax.errors import DataError
 
@@ -22,6 +24,7 @@ _PLAIN_KEYS = (
     ("data", "target"),
     ("images", "target"),
 )
+_SPARSE = 1000  # classes; fewer are made even where most have no image
 _SPLITS = ("train", "validation", "val", "valid", "test")
 
 
@@ -55,9 +58,32 @@ def from_arrays(
         raise DataError(f"{name}: {len(images)} images and {len(labels)} labels: give one label for each image")
     if images.shape[-1] == 1:
         images = np.repeat(images, 3, axis=-1)
-    count = len(class_names) or _count(labels)
-    names = tuple(str(n) for n in class_names) or tuple(str(n) for n in range(count))
-    return ArraySource(name, images, check_labels(labels, count, name), names)
+    if not class_names:
+        labels, class_names = _named_classes(labels, name)
+    names = tuple(str(n) for n in class_names)
+    return ArraySource(name, images, check_labels(labels, len(names), name), names)
+
+
+def _named_classes(labels: np.ndarray, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Names the classes of labels: texts are names themselves, numbers have theirs up to the largest label.
+
+    Raises:
+      DataError: labels that leave most numbers up to the largest unused.
+    """
+    if labels.dtype.kind in "US":
+        texts = [text.decode("utf-8", "replace") if isinstance(text, bytes) else text for text in labels.tolist()]
+        names = class_order(set(texts))
+        numbers = {text: number for number, text in enumerate(names)}
+        return np.array([numbers[text] for text in texts], np.int32), names
+    count = _count(labels)
+    used = len(np.unique(labels))
+    if count > _SPARSE and count >= 10 * used:
+        raise DataError(
+            f"{name}: there are {used:,} different labels up to {count - 1:,}, which would make {count:,} classes, "
+            "most without an image: number them anew with numpy.unique(labels, return_inverse=True)[1], the same for "
+            "all splits, or give class_names"
+        )
+    return labels, tuple(map(str, range(count)))
 
 
 def _wrong_type(images: np.ndarray, name: str) -> str:
@@ -65,17 +91,22 @@ def _wrong_type(images: np.ndarray, name: str) -> str:
     if images.size and np.issubdtype(images.dtype, np.number):
         low, high = images.min(), images.max()
         message += f"; these go from {low:g} to {high:g}"
-        if high <= 1:
+        if -1 <= low < 0 and high <= 1:
+            return message + ": add 1, multiply by 127.5, round and convert with .astype('uint8')"
+        if low >= 0 and high <= 1:
             return message + ": multiply by 255, round and convert with .astype('uint8')"
+        if low >= 0 and high <= 255:
+            return message + ": round and convert with .astype('uint8')"
     return message + ": scale them and convert with .astype('uint8')"
 
 
 def _count(labels: np.ndarray) -> int:
-    return int(labels.max()) + 1 if labels.size and np.issubdtype(labels.dtype, np.number) else 0
+    known = labels[np.isfinite(labels)] if labels.dtype.kind in "iuf" else labels[:0]  # others are told with a reason
+    return int(known.max()) + 1 if known.size else 0
 
 
-def open_npz(path: str, expression: str) -> ArraySource:
-    """Opens a split expression of an `.npz` file.
+def open_npz(path: str) -> Dataset:
+    """Opens an `.npz` file.
 
     The arrays are called `x_train`, `y_train`, `x_test`, … as Keras does it, or `train_images`, `train_labels`, …, or
     without a split `image` and `label` (`images`/`labels`, `x`/`y`, `data`/`target`), which is the split `train`. A
@@ -84,10 +115,9 @@ def open_npz(path: str, expression: str) -> ArraySource:
 
     Args:
       path: of the file.
-      expression: see `splits.parse_split`.
 
     Returns:
-      The source.
+      The data set; a split's images are read when it is opened, once.
 
     Raises:
       DataError: a damaged file, unknown or pickled arrays, or what `from_arrays` refuses.
@@ -96,13 +126,29 @@ def open_npz(path: str, expression: str) -> ArraySource:
     with _opened(path) as file:
         keys = _find_keys(file.files, path)
         labels = {split: file[label] for split, (_, label) in keys.items()}
-        names = [str(name) for name in file["class_names"]] if "class_names" in file.files else []
-        parts = parse_split(expression, {split: len(label) for split, label in labels.items()}, path)
-        images = {split: file[keys[split][0]] for split in {part[0] for part in parts}}
-    count = max(_count(label) for label in labels.values())
-    names = names or [str(number) for number in range(count)]
-    sources = {split: from_arrays(images[split], labels[split], names, name=f"{path} {split}") for split in images}
-    return join([(sources[split], start, stop) for split, start, stop in parts], f"{path} {expression}")
+        given = _texts(file["class_names"]) if "class_names" in file.files else []
+    names = tuple(given)
+    if not names:  # of all splits together
+        together, names = _named_classes(np.concatenate([np.ravel(label) for label in labels.values()]), path)
+        stops = np.cumsum([np.size(label) for label in labels.values()])[:-1]
+        labels = dict(zip(labels, np.split(together, stops), strict=True))
+    sizes = {split: len(label) for split, label in labels.items()}
+
+    @functools.cache
+    def source(split: str) -> ArraySource:
+        with _opened(path) as file:
+            images = file[keys[split][0]]
+        return from_arrays(images, labels[split], names, name=f"{path} {split}")
+
+    def opened(expression: str) -> ArraySource:
+        parts = parse_split(expression, sizes, path)
+        return join([(source(split), start, stop) for split, start, stop in parts], f"{path} {expression}")
+
+    return Dataset(path, names, sizes, opened)
+
+
+def _texts(names: np.ndarray) -> list[str]:
+    return [name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name) for name in names.tolist()]
 
 
 @contextlib.contextmanager
@@ -117,22 +163,6 @@ def _opened(path: str) -> Iterator[np.lib.npyio.NpzFile]:
         raise DataError(
             f"{path} cannot be read ({error}): save it with numpy.savez, arrays of numbers or strings only"
         ) from None
-
-
-def npz_sizes(path: str) -> dict[str, int]:
-    """The splits of an `.npz` file, with their numbers of examples.
-
-    Args:
-      path: of the file.
-
-    Returns:
-      {split: examples}.
-
-    Raises:
-      DataError: it cannot be read.
-    """
-    with _opened(path) as file:
-        return {split: len(file[label]) for split, (_, label) in _find_keys(file.files, path).items()}
 
 
 def join(parts: Sequence[tuple[ArraySource, int, int]], name: str) -> ArraySource:

@@ -216,8 +216,16 @@ def check_labels(labels: np.ndarray, count: int, where: str) -> np.ndarray:
             f"{where}: labels have shape {list(labels.shape)}, expected [N]: one class number an image "
             "(of one-hot rows take labels.argmax(axis=1))"
         )
-    if not (np.issubdtype(labels.dtype, np.number) and np.all(labels == np.floor(labels))):
+    numbers = np.issubdtype(labels.dtype, np.integer) or np.issubdtype(labels.dtype, np.floating)
+    if not numbers:
         raise DataError(f"{where}: labels are {labels.dtype}, not class numbers 0..{count - 1}: number the classes")
+    if unknown := np.count_nonzero(~np.isfinite(labels)):
+        first = int(np.flatnonzero(~np.isfinite(labels))[0])
+        raise DataError(
+            f"{where}: {unknown} label(s) are no numbers, the first at position {first}: leave these images out"
+        )
+    if not np.all(labels == np.floor(labels)):
+        raise DataError(f"{where}: labels have fractions, and are not class numbers 0..{count - 1}: number the classes")
     wrong = np.flatnonzero((labels < 0) | (labels >= count))
     if len(wrong):
         first = int(wrong[0])

@@ -1,21 +1,24 @@
 """CIFAR-10 and CIFAR-100 as their authors publish them: the python and binary archives, packed or unpacked.
 
 Layouts: https://www.cs.toronto.edu/~kriz/cifar.html. Nothing is unpacked to disk. The python version consists of
-pickles, which are read by an unpickler that can build nothing but NumPy arrays and plain values.
+pickles, which are read by an unpickler that can build nothing but plain values and stand-ins for arrays.
 """
 
 import dataclasses
 import io
+import math
 import os
 import pickle
 import tarfile
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from effnet_jax.data.sources.arrays import join
 from effnet_jax.data.sources.base import ArraySource, check_labels, expand
+from effnet_jax.data.sources.dataset import Dataset
 from effnet_jax.data.sources.splits import parse_split
 from effnet_jax.errors import DataError
 
@@ -73,18 +76,17 @@ def is_cifar_folder(path: str) -> bool:
     return any(set(layout.train) & present and layout.names in present for layout in LAYOUTS)
 
 
-def open_cifar(path: str, expression: str) -> ArraySource:
-    """Opens a split expression (`train` and `test` exist) of a CIFAR archive.
+def open_cifar(path: str) -> Dataset:
+    """Opens a CIFAR archive.
 
     Args:
       path: `cifar-100-python.tar.gz` and its like, or the folder that it unpacks to.
-      expression: see `splits.parse_split`.
 
     Returns:
-      The source, in the published order; fine labels for CIFAR-100.
+      The data set, with the splits `train` and `test` in the published order; fine labels for CIFAR-100.
 
     Raises:
-      DataError: another or a damaged archive, missing files, foreign objects in a pickle, an unknown split.
+      DataError: another or a damaged archive, missing files, foreign objects in a pickle.
     """
     path = expand(path)
     files = _read_folder(path) if os.path.isdir(path) else _read_archive(path)
@@ -95,8 +97,12 @@ def open_cifar(path: str, expression: str) -> ArraySource:
         for split, members in (("train", layout.train), ("test", layout.test))
     }
     sizes = {split: len(source) for split, source in splits.items()}
-    parts = parse_split(expression, sizes, path)
-    return join([(splits[split], start, stop) for split, start, stop in parts], f"{layout.name} {expression}")
+
+    def opened(expression: str) -> ArraySource:
+        parts = parse_split(expression, sizes, path)
+        return join([(splits[split], start, stop) for split, start, stop in parts], f"{layout.name} {expression}")
+
+    return Dataset(layout.name, names, sizes, opened)
 
 
 def _read_folder(path: str) -> dict[str, bytes]:
@@ -145,7 +151,7 @@ def _class_names(layout: Layout, files: dict[str, bytes], path: str) -> tuple[st
     if not layout.names_key:
         return tuple(line.strip() for line in content.decode().splitlines() if line.strip())
     names = _unpickle(content, f"{path}: {layout.names}").get(layout.names_key)
-    if not isinstance(names, list) or not names:
+    if not _are_texts(names) or not names:
         raise DataError(f"{path}: {layout.names} lacks {layout.names_key!r}: download it again")
     return tuple(_text(name) for name in names)
 
@@ -154,10 +160,12 @@ def _batch(layout: Layout, content: bytes, name: str, names: tuple[str, ...], pa
     where = f"{path}: {name}"
     if layout.label_key:
         batch = _unpickle(content, where)
-        pixels, labels = batch.get("data"), batch.get(layout.label_key)
+        pixels, labels, files = (_plain(batch.get(key)) for key in ("data", layout.label_key, "filenames"))
         if not isinstance(pixels, np.ndarray) or labels is None or pixels.dtype != np.uint8:
             raise DataError(f"{where} lacks 'data' (uint8) or {layout.label_key!r}: download it again")
-        ids = [_text(file) for file in batch.get("filenames", ())]
+        if isinstance(labels, list) and not all(isinstance(label, int) for label in labels):
+            raise DataError(f"{where}: {layout.label_key!r} holds other things than numbers: download it again")
+        ids = [_text(file) for file in files] if _are_texts(files) else []
     else:
         record = layout.label_bytes + _PIXELS
         if not content or len(content) % record:
@@ -173,6 +181,10 @@ def _batch(layout: Layout, content: bytes, name: str, names: tuple[str, ...], pa
     return ArraySource(f"{layout.name}/{name}", images, checked, names, ids if len(ids) == len(images) else None)
 
 
+def _plain(value: Any) -> Any:
+    return value.values if isinstance(value, _Array) else value
+
+
 def _join_files(sources: list[ArraySource], split: str) -> ArraySource:
     return join([(source, 0, len(source)) for source in sources], split)
 
@@ -181,21 +193,101 @@ def _text(value: Any) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
+def _are_texts(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str | bytes) for value in values)
+
+
+class _Named:
+    """Stands for what a pickle names: it can be called, where that means something, and takes no state."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self._call = call
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._call(*arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError("it would change what it names")
+
+
+class _Dtype:
+    """Stands for a NumPy type: whole numbers, in the byte order that a pickle sets afterwards."""
+
+    def __init__(self, code: Any, *_: Any) -> None:
+        code = _text(code)
+        if code not in ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8"):
+            raise pickle.UnpicklingError(f"an array of type {code[:20]!r}")
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: Any) -> None:
+        order = _text(state[1]) if isinstance(state, tuple) and len(state) > 1 else ""
+        if order not in ("<", ">", "|", "="):
+            raise pickle.UnpicklingError("a type of no byte order")
+        self.dtype = self.dtype.newbyteorder(order)
+
+
+class _Array:
+    """Stands for a NumPy array, whose bytes a pickle sets afterwards."""
+
+    def __init__(self, *_: Any) -> None:
+        self.values = np.empty(0, np.uint8)
+
+    def __setstate__(self, state: Any) -> None:
+        if not isinstance(state, tuple) or len(state) != 5:
+            raise pickle.UnpicklingError("an array of an unknown form")
+        _, shape, dtype, fortran, data = state
+        self.values = _array(data, dtype, shape, "F" if fortran is True else "C")
+
+
+def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> _Array:
+    """Stands for `numpy._core.numeric._frombuffer`, how newer protocols write an array."""
+    array = _Array()
+    array.values = _array(data, dtype, shape, _text(order))
+    return array
+
+
+def _array(data: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
+    """An array of bytes that are there: nothing that a pickle says of them is believed unchecked."""
+    if not isinstance(dtype, _Dtype) or not isinstance(data, bytes | bytearray) or order not in ("C", "F"):
+        raise pickle.UnpicklingError("an array of no bytes")
+    numbers = isinstance(shape, tuple) and all(isinstance(size, int) and size >= 0 for size in shape)
+    if not numbers or math.prod(shape) * dtype.dtype.itemsize != len(data):
+        raise pickle.UnpicklingError("an array of another size than its bytes")
+    return np.frombuffer(bytes(data), dtype.dtype).reshape(shape, order="F" if order == "F" else "C")
+
+
+def _latin1(text: Any, encoding: Any = "latin1") -> bytes:
+    """How protocol 2 writes bytes."""
+    if not isinstance(text, str):
+        raise pickle.UnpicklingError("bytes of no text")
+    return text.encode("latin1")
+
+
+def _refused(*_: Any) -> Any:
+    raise pickle.UnpicklingError("an array that is made in another way than NumPy writes it")
+
+
+_KNOWN_NAMES: dict[tuple[str, str], Callable[..., Any]] = {
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _Array for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
+    ("numpy", "ndarray"): _refused,  # named, and never called
+    ("numpy", "dtype"): _Dtype,
+    ("_codecs", "encode"): _latin1,
+}
+
+
 class _Unpickler(pickle.Unpickler):
-    """Builds NumPy arrays, strings, numbers, lists and dicts; everything else in a pickle is refused unbuilt."""
+    """Builds strings, numbers, lists, dicts and stand-ins for arrays; everything else in a pickle is refused unbuilt.
+
+    NumPy's own constructors are not handed out: an array of objects over bytes of a file's choice would crash Python.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
-            return np.ndarray.__reduce__(np.empty(0))[0]  # wherever this NumPy keeps it
-        if module == "numpy" and name in ("ndarray", "dtype"):
-            return getattr(np, name)
-        if module == "_codecs" and name == "encode":  # how protocol 2 writes bytes
-            return _latin1
-        raise pickle.UnpicklingError(f"it would build {module}.{name}")
-
-
-def _latin1(text: str, encoding: str = "latin1") -> bytes:
-    return text.encode("latin1")
+        if (module, name) not in _KNOWN_NAMES:
+            raise pickle.UnpicklingError(f"it would build {module}.{name}")
+        return _Named(_KNOWN_NAMES[module, name])
 
 
 def _unpickle(content: bytes, where: str) -> dict[str, Any]:
@@ -205,4 +297,4 @@ def _unpickle(content: bytes, where: str) -> dict[str, Any]:
         raise DataError(f"{where} is not a CIFAR pickle ({error}): download it again") from None
     if not isinstance(value, dict):
         raise DataError(f"{where} is not a CIFAR pickle (it holds a {type(value).__name__}): download it again")
-    return {_text(key): item for key, item in value.items()}
+    return {_text(key): item for key, item in value.items() if isinstance(key, str | bytes)}

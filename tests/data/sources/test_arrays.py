@@ -84,3 +84,34 @@ def test_wrong_npz(tmp_path):
     np.savez(path, x_train=IMAGES, y_train=LABELS)
     with pytest.raises(DataError, match="no split 'test' .it has train."):
         open_source({"name": str(path)}, "test")
+
+
+def test_labels_may_be_texts_and_names_bytes(tmp_path):
+    np.savez(tmp_path / "d.npz", x_train=IMAGES[:4], y_train=np.array(["b", "a", "b", "c"]),
+             x_test=IMAGES[4:6], y_test=np.array(["a", "c"]))  # fmt: skip
+    train, test = (open_source({"name": str(tmp_path / "d.npz")}, split) for split in ("train", "test"))
+    assert train.class_names == test.class_names == ("a", "b", "c")
+    assert train.labels.tolist() == [1, 0, 1, 2] and test.labels.tolist() == [0, 2]
+    np.savez(tmp_path / "n.npz", image=IMAGES[:2], label=[0, 1], class_names=np.array([b"cat", b"dog"]))
+    assert open_source({"name": str(tmp_path / "n.npz")}, "train").class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0.0, np.nan, 1.0], r"1 label\(s\) are no numbers, the first at position 1: leave these images out"),
+        ([0.5, 1.0, 0.0], "labels have fractions"),
+        ([0, 2_000_000, 0], r"2 different labels up to 2,000,000, .*numpy.unique\(labels, return_inverse=True\)"),
+        ([True, False, True], "labels are bool"),
+    ],
+)
+def test_labels_that_cannot_be_classes(labels, message):
+    with pytest.raises(DataError, match=message):
+        from_arrays(IMAGES[:3], np.array(labels))
+
+
+@pytest.mark.parametrize(("low", "high", "cure"), [(-1, 1, "add 1, multiply by 127.5"), (0, 1, "multiply by 255"),
+                                                   (0, 255, "images are float64.*: round and convert")])  # fmt: skip
+def test_the_cure_for_floats_fits_their_range(low, high, cure):
+    with pytest.raises(DataError, match=cure):
+        from_arrays(np.linspace(low, high, IMAGES[:2].size).reshape(IMAGES[:2].shape), [0, 1])

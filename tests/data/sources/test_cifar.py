@@ -3,12 +3,15 @@
 import io
 import os
 import pickle
+import subprocess
+import sys
 import tarfile
 
 import numpy as np
 import pytest
 
 from effnet_jax.data.sources import open_source
+from effnet_jax.data.sources.cifar import _unpickle
 from effnet_jax.errors import DataError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3), np.uint8)
@@ -137,3 +140,95 @@ def test_cut_off_and_foreign_archives(tmp_path):
     path.unlink()
     with pytest.raises(DataError, match="no such file"):
         open_source({"name": str(path)}, "train")
+
+
+OVER_ITS_OWN_BYTES = """
+import pickle, sys
+import numpy as np
+from effnet_jax.data.sources.cifar import _unpickle
+from effnet_jax.errors import DataError
+
+class Call:
+    def __init__(self, *what):
+        self.what = what
+    def __reduce__(self):
+        return self.what
+
+crash = Call(np.ndarray, ((1,), np.dtype("O"), b"AAAAAAAA"))
+try:
+    str(_unpickle(pickle.dumps({b"fine_label_names": crash}), "meta"))
+except DataError as error:
+    print(error)
+"""
+
+
+def test_an_array_of_objects_over_bytes_of_the_files_choice_is_refused():
+    """NumPy's own constructor made one, and to look at it ended Python with SIGSEGV."""
+    done = subprocess.run([sys.executable, "-c", OVER_ITS_OWN_BYTES], capture_output=True, text=True)
+    assert done.returncode == 0 and "is not a CIFAR pickle" in done.stdout, done
+
+
+class Call:
+    """Is pickled as a call."""
+
+    def __init__(self, *what):
+        self.what = what
+
+    def __reduce__(self):
+        return self.what
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        (1, (1 << 40,), np.dtype("u1"), False, b"x"),  # a shape that its bytes do not have
+        (1, (2, -1), np.dtype("u1"), False, b"xx"),
+        (1, (1,), np.dtype("O"), False, [1]),
+        (1, (8,), np.dtype("f8"), False, b"x" * 64),
+        (1, (1,), 5, False, b"x"),
+    ],
+)
+def test_arrays_that_lie_are_refused(state):
+    array = Call(np.zeros(3, np.uint8).__reduce__()[0], (np.ndarray, (0,), b"b"), state)
+    with pytest.raises(DataError, match="is not a CIFAR pickle"):
+        _unpickle(pickle.dumps({b"data": array}, 2), "train")
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_arrays_of_every_protocol_are_read(protocol, order):
+    array = np.asarray(np.random.default_rng(0).integers(0, 256, (5, 7), np.uint8), order=order)
+    read = _unpickle(pickle.dumps({b"data": array, "labels": np.arange(5, dtype=">i4")}, protocol), "train")
+    assert np.array_equal(read["data"].values, array)
+    assert read["labels"].values.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_lists_that_unfold_without_end_are_refused(tmp_path):
+    laughs = [1] * 10
+    for _ in range(30):
+        laughs = [laughs] * 10
+    for key in (b"fine_labels", b"filenames"):
+        batch = pickle.loads(files("cifar-100-python")["train"], encoding="bytes")
+        batch[key] = laughs
+        path = pack(tmp_path / "a.tar.gz", files("cifar-100-python") | {"train": pickle.dumps(batch)})
+        if key == b"fine_labels":
+            with pytest.raises(DataError, match="holds other things than numbers"):
+                open_source({"name": path}, "train")
+        else:
+            assert open_source({"name": path}, "train").example_id(0) == "cifar-100-python/train/0"
+
+
+@pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.slow)])
+def test_pickles_with_flipped_bytes_are_refused_or_read(count):
+    whole = files("cifar-100-python")["train"]
+    random = np.random.default_rng(count)
+    refused = 0
+    for _ in range(count):
+        damaged = bytearray(whole)
+        for position in random.integers(0, len(whole), random.integers(1, 9)):
+            damaged[position] = random.integers(256)
+        try:
+            _unpickle(bytes(damaged), "train")
+        except DataError:
+            refused += 1
+    assert 0 < refused < count
