@@ -7,9 +7,14 @@ Each part is left out where its data is not given; --device adds augmentation, a
 """
 
 import argparse
+import contextlib
 import functools
 import glob
 import os
+import pickle
+import shutil
+import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,9 +27,11 @@ from PIL import Image
 
 from effnet_jax.data.augment import make_augment
 from effnet_jax.data.decode import decode_image
+from effnet_jax.data.decoders import cores
 from effnet_jax.data.loader import eval_batches, train_batches
 from effnet_jax.data.preprocess import evaluation_image, training_square
-from effnet_jax.data.sources import open_source
+from effnet_jax.data.sources import open_dataset, open_source
+from effnet_jax.data.squares import SquareCache
 from effnet_jax.errors import DataError, run_command
 from effnet_jax.model.efficientnet import create_model
 from effnet_jax.train.step.freeze import FreezePlan
@@ -95,9 +102,9 @@ def photographs(folder: str, size: int, resolution: int, count: int = 300) -> No
     source = open_source({"name": folder}, "train")
     steps = max(1, len(source) // 32)
     kinds: tuple[tuple[str, dict[str, Any]], ...] = (
-        ("threads, no cache", {"cache_gib": 0}),
-        ("threads, kept in memory", {"cache_gib": 8}),
-        ("2 worker processes", {"cache_gib": 0, "workers": 2}),
+        ("threads, no cache", {}),
+        ("threads, kept in memory", {"squares": SquareCache(8)}),
+        ("2 worker processes", {"workers": 2}),
     )
     for label, options in kinds:
         batches = train_batches(source, batch_size=32, seed=0, size=size, **options)
@@ -109,6 +116,72 @@ def photographs(folder: str, size: int, resolution: int, count: int = 300) -> No
             speeds.append(steps * 32 / (time.perf_counter() - start))
         batches.close()
         row(f"photographs: loader, {label}", speeds[1], "images/s", f"first epoch {speeds[0]:,.0f}")
+
+
+def large_folders(folder: str, size: int, entries: list[int], batch_sizes: list[int], rounds: int = 3) -> None:
+    """Folders of many links to a few photographs: opening them, and the loader beside a plain loop of the same decoding.
+
+    Ratios are medians over rounds in which all forms take turns.
+    """
+    photographs = sorted(glob.glob(os.path.join(folder, "train", "*", "*.jpg")))
+    if not photographs:
+        raise DataError(f"{folder} holds no train/*/*.jpg: give --photographs an image folder")
+    with tempfile.TemporaryDirectory(prefix="effnet_jax") as place:
+        os.environ["XDG_CACHE_HOME"] = os.path.join(place, "cache")
+        sources = {}
+        for count in entries:
+            root = os.path.join(place, str(count))
+            make_links(root, photographs, count)
+            time.sleep(2.5)  # a listing is kept for folders that rest
+            for what in ("listed", "opened again"):
+                start = time.perf_counter()
+                sources[count] = open_dataset({"name": root}, ["train"]).split("train")
+                row(f"{count:,} files, {what}", time.perf_counter() - start, "s")
+            row(f"{count:,} files, what a worker is sent", len(pickle.dumps(sources[count])) / 1e3, "kB")
+        sample = photographs[:200]
+
+        def plain() -> float:
+            start = time.perf_counter()
+            for path in sample:
+                with open(path, "rb") as file:
+                    training_square(file.read(), size)
+            return len(sample) / (time.perf_counter() - start)
+
+        def loaded(count: int, batch_size: int, workers: int) -> float:
+            options: dict[str, Any] = {"seed": 0, "workers": workers, "size": size, "batch_size": batch_size}
+            with contextlib.closing(train_batches(sources[count], **options)) as batches:
+                next(batches)  # threads and workers are there
+                begin, steps = time.perf_counter(), max(2, 1200 // batch_size)
+                for _ in range(steps):
+                    next(batches)
+                return steps * batch_size / (time.perf_counter() - begin)
+
+        forms = [(count, batch_sizes[0], workers) for count in entries for workers in (0, 2)]
+        forms += [(entries[-1], batch_size, workers) for batch_size in batch_sizes[1:] for workers in (0, 2)]
+        speeds: dict[Any, list[float]] = {form: [] for form in ("plain", *forms)}
+        for _ in range(rounds):
+            for form in forms:
+                speeds["plain"].append(plain())
+                speeds[form].append(loaded(*form))
+        one = statistics.median(speeds["plain"])
+        row("a plain loop of the same decoding, one thread", one, "images/s")
+        for count, batch_size, workers in forms:
+            speed = statistics.median(speeds[count, batch_size, workers])
+            who = f"{workers} workers" if workers else f"{cores()} threads"
+            note = f"{speed / one / (workers or cores()):.2f} of a loop on each; goal: 0.9"
+            row(f"{count:,} files, batches of {batch_size}, {who}", speed, "images/s", note)
+
+
+def make_links(root: str, photographs: list[str], count: int, classes: int = 1000) -> None:
+    """A folder `train/<class>/<n>.jpg` of hard links to copies of some photographs."""
+    os.makedirs(f"{root}.copies")
+    copies = [shutil.copy(path, os.path.join(f"{root}.copies", f"{i}.jpg")) for i, path in enumerate(photographs)]
+    classes = min(classes, max(2, count // 20))
+    for label in range(classes):
+        folder = os.path.join(root, "train", f"n{label:08d}")
+        os.makedirs(folder)
+        for number in range(label, count, classes):
+            os.link(copies[number % len(copies)], os.path.join(folder, f"n{label:08d}_{number}.jpg"))
 
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -181,14 +254,21 @@ def main() -> int:
     parser.add_argument("--name", default="cifar100", help="a set of small images")
     parser.add_argument("--data_dir", default="", help="where tensorflow-datasets keeps it; left out without")
     parser.add_argument("--photographs", default="", help="an image folder; left out without")
+    parser.add_argument(
+        "--entries", default="", help="numbers of files, such as 400,75750,1281167: links to the photographs"
+    )
+    parser.add_argument("--batch_sizes", default="256,64,1024,4096", help="with --entries")
     parser.add_argument("--device", action="store_true", help="augmentation beside a training step")
     parser.add_argument("--resolution", type=int, default=224)
     args = parser.parse_args()
     print(f"{os.cpu_count()} cores")
     if args.data_dir:
         small_images(args.name, args.data_dir)
-    if args.photographs:
+    if args.photographs and not args.entries:
         photographs(args.photographs, round(args.resolution * 8 / 7), args.resolution)
+    if args.entries:
+        sizes, batches = ([int(number) for number in text.split(",")] for text in (args.entries, args.batch_sizes))
+        large_folders(args.photographs, round(args.resolution * 8 / 7), sizes, batches)
     if args.device:
         device(args.resolution)
     return 0
