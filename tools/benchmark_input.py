@@ -119,7 +119,7 @@ def photographs(folder: str, size: int, resolution: int, count: int = 300) -> No
 
 
 def large_folders(folder: str, size: int, entries: list[int], batch_sizes: list[int], rounds: int = 3) -> None:
-    """Folders of many links to a few photographs: opening them, and the loader beside a plain loop of the same decoding.
+    """Folders of many links to a few photographs: opening them, and the loader beside a plain loop of the decoding.
 
     Ratios are medians over rounds in which all forms take turns.
     """
