@@ -1,9 +1,9 @@
 """Augmentation on the device: a pure, jittable function of a batch and one random key per example.
 
 It runs on a device's share of a batch, or a piece of it; each example's draws come from its own key alone, so that a
-view depends on (seed, step, example) and on nothing else. Order: the affine resampling to the training resolution;
-AutoAugment or RandAugment (or before it, at the source's size); colour jitter; cutout; random erasing; mixup and
-cutmix; label smoothing.
+view depends on (seed, step, example) and on nothing else. Order: the affine resampling to the training resolution; one
+of AutoAugment, RandAugment and TrivialAugment (or before it, at the source's size); colour jitter; cutout; random
+erasing; mixup and cutmix; label smoothing.
 """
 
 import functools
@@ -70,7 +70,7 @@ def _augment(
     def keys_for(purpose: int) -> Array:
         return jax.vmap(jax.random.fold_in, (0, None))(keys, purpose)
 
-    policy_at = settings.policy_at if settings.policy or settings.randaugment else ""
+    policy_at = settings.policy_at if settings.policies else ""
     if policy_at == "source":
         images = to_pixels(_with_policy(keys_for(_POLICY), to_planes(images), settings))
     planes = _views(keys_for(_GEOMETRY), images, batch["aspect"], settings, resolution)
@@ -118,13 +118,15 @@ def _views(keys: Array, images: Array, aspects: Array, settings: AugmentSettings
 
 
 def _with_policy(keys: Array, planes: Array, settings: AugmentSettings) -> Array:
-    """Applies AutoAugment or RandAugment: uint8 planes [N, 3, height, width] -> the same."""
+    """Applies AutoAugment, RandAugment or TrivialAugment: uint8 planes [N, 3, height, width] -> the same."""
     size = (planes.shape[2], planes.shape[3])
     scale = policies.policy_scale(settings.policy, planes.shape[2])
 
     def draw(key: Array) -> list[operations.Drawn]:
         if settings.policy:
             return draws.draw_policy(key, size, policies.POLICIES[settings.policy], scale)
+        if settings.trivialaugment:
+            return draws.draw_trivialaugment(key, size)
         assert settings.randaugment
         layers, magnitude = settings.randaugment
         return draws.draw_randaugment(key, size, layers, magnitude, scale)

@@ -30,8 +30,9 @@ class AugmentSettings:
       saturation: likewise, about the grey of each pixel.
       policy: AutoAugment: `"v0"` (ImageNet's), `"cifar10"`, or `""` for none.
       randaugment: (layers, magnitude), such as (2, 10); None: off.
-      policy_at: where the two above run: at `"resolution"` (as the original) or at the `"source"`'s own size, which is
-        cheaper for small images.
+      trivialaugment: one operation an image, of a strength drawn for it: TrivialAugment's wide space.
+      policy_at: where the three above run: at `"resolution"` (as the original) or at the `"source"`'s own size, which
+        is cheaper for small images.
       mixup: alpha of the Beta distribution of the weights; 0: off.
       cutmix: alpha of the Beta distribution of the kept area; 0: off. With mixup too, each example draws one of them.
       erase: probability that a random rectangle (2 to 33 % of the view) gets a random colour.
@@ -51,12 +52,18 @@ class AugmentSettings:
     saturation: float = 0.0
     policy: str = ""
     randaugment: tuple[int, int] | None = None
+    trivialaugment: bool = False
     policy_at: str = "resolution"
     mixup: float = 0.0
     cutmix: float = 0.0
     erase: float = 0.0
     cutout: int = 0
     label_smoothing: float = 0.0
+
+    @property
+    def policies(self) -> list[str]:
+        """Which of AutoAugment, RandAugment and TrivialAugment are on."""
+        return [name for name in ("policy", "randaugment", "trivialaugment") if getattr(self, name)]
 
     @property
     def straight(self) -> bool:
@@ -103,10 +110,9 @@ def read_settings(settings: Mapping[str, Any], *, where: str = "augment") -> Aug
             raise ConfigError(f"{where} has no setting {name!r}: {nearest(str(name), names)}")
     values = {name: _checked(f"{where}.{name}", name, value) for name, value in settings.items()}
     result = AugmentSettings(**values)
-    if result.policy and result.randaugment:
-        raise ConfigError(
-            f"{where} has both policy={result.policy!r} and randaugment={result.randaugment}: keep one of them"
-        )
+    if len(result.policies) > 1:
+        given = " and ".join(f"{name}={getattr(result, name)!r}" for name in result.policies)
+        raise ConfigError(f"{where} has {'both ' * (len(result.policies) == 2)}{given}: keep one of them")
     return result
 
 
@@ -117,7 +123,7 @@ def _checked(place: str, name: str, value: Any) -> Any:
         if not (least <= number <= most and (closed or number < most)):
             raise ConfigError(f"{place} is {value}: it must be from {least} to {'' if closed else 'below '}{most}")
         return number
-    if name == "flip":
+    if name in ("flip", "trivialaugment"):
         if not isinstance(value, bool):
             raise ConfigError(f"{place} is {value!r}: it must be True or False")
         return value

@@ -1,4 +1,4 @@
-"""Which operations of AutoAugment or RandAugment an example gets, drawn from its own key."""
+"""Which operations of AutoAugment, RandAugment or TrivialAugment an example gets, drawn from its own key."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,17 @@ import numpy as np
 from jax import Array
 
 from effnet_jax.data.operations import KIND_OF, Drawn, prepare
-from effnet_jax.data.policies import IDENTITY, OPERATIONS, SIGNED, Scale, Step, level_argument
+from effnet_jax.data.policies import (
+    IDENTITY,
+    OPERATIONS,
+    SIGNED,
+    TRIVIAL_BINS,
+    TRIVIAL_OPERATIONS,
+    Scale,
+    Step,
+    level_argument,
+    trivial_arguments,
+)
 
 Table = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -33,6 +43,22 @@ def draw_randaugment(key: Array, size: tuple[int, int], layers: int, magnitude: 
         which = jax.random.randint(which_key, (), 0, len(OPERATIONS))
         drawn.append(_with_details(detail_key, table, which))
     return drawn
+
+
+def draw_trivialaugment(key: Array, size: tuple[int, int]) -> list[Drawn]:
+    """Draws TrivialAugment's operation for one example: one of its wide space, with a strength of its own.
+
+    Args:
+      key: the example's random key.
+      size: height and width of the images.
+
+    Returns:
+      One `Drawn`.
+    """
+    rows = [(name, trivial_arguments(name, bin_)) for name in TRIVIAL_OPERATIONS for bin_ in range(TRIVIAL_BINS)]
+    which_key, detail_key = jax.random.split(key)
+    which = jax.random.randint(which_key, (), 0, len(rows))
+    return [_with_details(detail_key, _table_of_pairs(rows, size), which)]
 
 
 def draw_policy(key: Array, size: tuple[int, int], policy: Sequence[Sequence[Step]], scale: Scale) -> list[Drawn]:
@@ -63,9 +89,12 @@ def draw_policy(key: Array, size: tuple[int, int], policy: Sequence[Sequence[Ste
 
 def _table(rows: Sequence[tuple[str, float]], size: tuple[int, int]) -> Table:
     """What `prepare` gives for each row, with the negative and the positive argument: arrays [rows, 2, ...]."""
-    prepared = [
-        [prepare(name, sign * value if name in SIGNED else value, *size) for sign in (-1, 1)] for name, value in rows
-    ]
+    return _table_of_pairs([(name, (-value if name in SIGNED else value, value)) for name, value in rows], size)
+
+
+def _table_of_pairs(rows: Sequence[tuple[str, tuple[float, float]]], size: tuple[int, int]) -> Table:
+    """Likewise, of both arguments."""
+    prepared = [[prepare(name, value, *size) for value in values] for name, values in rows]
     kinds, values, matrices = (np.array([[pair[i] for pair in row] for row in prepared]) for i in range(3))
     return kinds.astype(np.int32), values.astype(np.float32), matrices.astype(np.float32)
 

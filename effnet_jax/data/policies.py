@@ -113,6 +113,50 @@ TranslateY 0.7 9, AutoContrast 0.9 1
 """
 
 
+TRIVIAL_BINS = 31
+# Operations of TrivialAugment's wide space and the largest strength of each: Müller and Hutter, "TrivialAugment"
+# (ICCV 2021), table 7; slopes, pixels at every size, degrees, and how far a factor is from 1.
+_TRIVIAL = {
+    IDENTITY: 0.0,
+    "ShearX": 0.99,
+    "ShearY": 0.99,
+    "TranslateX": 32.0,
+    "TranslateY": 32.0,
+    "Rotate": 135.0,
+    "Brightness": 0.99,
+    "Color": 0.99,
+    "Contrast": 0.99,
+    "Sharpness": 0.99,
+    "Posterize": 6.0,  # bits that are taken off at most: 2 stay
+    "Solarize": 255.0,
+    "AutoContrast": 0.0,
+    "Equalize": 0.0,
+}
+TRIVIAL_OPERATIONS = tuple(_TRIVIAL)
+
+
+def trivial_arguments(operation: str, strength: int) -> tuple[float, float]:
+    """The arguments of one of TrivialAugment's operations with the negative and the positive sign.
+
+    Args:
+      operation: one of `TRIVIAL_OPERATIONS`.
+      strength: 0 to `TRIVIAL_BINS` - 1.
+
+    Returns:
+      Both as `level_argument` gives them; twice the same where a sign means nothing.
+    """
+    value = _TRIVIAL[operation] * strength / (TRIVIAL_BINS - 1)
+    if operation in SIGNED:
+        return -value, value
+    if operation in ("Brightness", "Color", "Contrast", "Sharpness"):
+        return 1 - value, 1 + value
+    if operation == "Posterize":
+        value = 8 - round(value)
+    if operation == "Solarize":
+        value = math.trunc(255 - value)
+    return value, value
+
+
 def _parsed(table: str) -> tuple[tuple[Step, Step], ...]:
     rows = []
     for line in table.strip().splitlines():

@@ -41,7 +41,12 @@ def make_batch(count=8, side=32):
 
 @functools.cache
 def augment(recipe):
-    settings = {"everything": EVERYTHING, "rotated": ROTATED, "mixed": {"mixup": 0.3, "cutmix": 1.0}}[recipe]
+    settings = {
+        "everything": EVERYTHING,
+        "rotated": ROTATED,
+        "mixed": {"mixup": 0.3, "cutmix": 1.0},
+        "trivial": {"trivialaugment": True},
+    }[recipe]
     return jax.jit(make_augment(settings, resolution=RESOLUTION, num_classes=5))
 
 
@@ -59,7 +64,7 @@ def test_without_settings_a_view_is_the_evaluations_direct_resize():
     assert np.array_equal(targets, np.eye(5)[:2])
 
 
-@pytest.mark.parametrize("recipe", ["everything", "rotated"])
+@pytest.mark.parametrize("recipe", ["trivial", "everything", "rotated"])
 def test_a_view_depends_on_its_example_alone(recipe):
     batch, indices = make_batch(), np.array([11, 4, 7, 0, 3, 9, 2, 5])
     together, _ = augment(recipe)(batch, example_keys(6, indices))
@@ -73,7 +78,7 @@ def test_a_view_depends_on_its_example_alone(recipe):
     assert np.abs(np.asarray(later) - np.asarray(together)).mean((1, 2, 3)).min() > 1
 
 
-@pytest.mark.parametrize("recipe", ["everything", "rotated", "mixed"])
+@pytest.mark.parametrize("recipe", ["trivial", "everything", "rotated", "mixed"])
 def test_one_and_eight_devices_give_the_same_views(recipe):
     batch, keys = make_batch(), example_keys(1, np.arange(8))
     images, targets = augment(recipe)(batch, keys)
@@ -138,7 +143,9 @@ def test_a_policy_may_run_on_the_small_source():
         ({"crop": (0.0, 1.0)}, "0 < least"),
         ({"interpolation": "cubic"}, "did you mean 'bicubic'"),
         ({"policy": "cifar"}, "did you mean 'cifar10'"),
-        ({"policy": "v0", "randaugment": (2, 9)}, "keep one of them"),
+        ({"policy": "v0", "randaugment": (2, 9)}, "has both policy='v0' and randaugment=(2, 9): keep one of them"),
+        ({"trivialaugment": True, "randaugment": (2, 9)}, "keep one of them"),
+        ({"trivialaugment": "wide"}, "it must be True or False"),
         ({"policy_at": "sources"}, "did you mean 'source'"),
         ({"randaugment": (2, 9.5)}, "whole numbers"),
         ({"randaugment": (2, 90)}, "magnitude from 0 to 30"),

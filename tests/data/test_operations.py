@@ -10,15 +10,17 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
 from effnet_jax.data import operations
-from effnet_jax.data.draws import draw_policy, draw_randaugment
+from effnet_jax.data.draws import draw_policy, draw_randaugment, draw_trivialaugment
 from effnet_jax.data.operations import KIND_OF, KINDS, Drawn, apply, prepare
 from effnet_jax.data.policies import (
     AUTOAUGMENT_SCALE,
     OPERATIONS,
     POLICIES,
     RANDAUGMENT_SCALE,
+    TRIVIAL_OPERATIONS,
     level_argument,
     policy_scale,
+    trivial_arguments,
 )
 
 run = jax.jit(lambda planes, drawn: apply(planes, [drawn]))
@@ -198,6 +200,38 @@ def test_randaugment_draws_all_operations_alike_and_both_signs():
     slopes = np.asarray(first.matrix)[:, 1]
     sheared = slopes[np.isclose(np.abs(slopes), 0.27)]
     assert np.mean(sheared > 0) == pytest.approx(0.5, abs=0.15)
+
+
+def test_trivialaugments_arguments_are_those_of_its_wide_space():
+    """Against the bins of `torchvision.transforms.TrivialAugmentWide`, which has them from the paper's code."""
+    bins = np.arange(31)
+    for operation, wanted in {
+        "ShearX": np.linspace(0, 0.99, 31),
+        "TranslateY": np.linspace(0, 32, 31),
+        "Rotate": np.linspace(0, 135, 31),
+    }.items():
+        found = np.array([trivial_arguments(operation, strength) for strength in bins])
+        np.testing.assert_allclose(found, np.stack([-wanted, wanted], 1), atol=1e-6)
+    for operation in ("Brightness", "Color", "Contrast", "Sharpness"):
+        found = np.array([trivial_arguments(operation, strength) for strength in bins])
+        np.testing.assert_allclose(found, 1 + np.outer(np.linspace(0, 0.99, 31), [-1, 1]), atol=1e-6)
+    bits = [trivial_arguments("Posterize", strength)[0] for strength in bins]
+    assert bits == (8 - np.round(bins / (30 / 6))).astype(int).tolist()
+    thresholds = [trivial_arguments("Solarize", strength)[1] for strength in bins]
+    assert thresholds == np.linspace(255, 0, 31).astype(int).tolist()
+    assert trivial_arguments("Equalize", 30) == trivial_arguments("Identity", 30) == (0.0, 0.0)
+
+
+def test_trivialaugment_draws_one_operation_of_any_strength():
+    keys = jax.random.split(jax.random.key(0), 4000)
+    (one,) = jax.jit(jax.vmap(lambda key: draw_trivialaugment(key, (32, 32))))(keys)
+    counts = Counter(KINDS[kind] for kind in np.asarray(one.kind))
+    share = {kind: count / len(keys) for kind, count in counts.items()}
+    assert share.pop("Geometric") == pytest.approx(5 / 14, abs=0.03)
+    assert set(share) == {name for name in TRIVIAL_OPERATIONS if KINDS[KIND_OF[name]] != "Geometric"}
+    assert all(value == pytest.approx(1 / 14, abs=0.015) for value in share.values())
+    factors = np.asarray(one.argument)[np.asarray(one.kind) == KIND_OF["Brightness"]]
+    assert len(np.unique(factors)) > 40 and factors.min() < 0.1 and factors.max() > 1.9
 
 
 def test_a_policy_applies_each_step_with_its_probability():
