@@ -107,7 +107,9 @@ def train_phase(run: Run, phase: Phase, standing: Standing) -> None:
     title = f"{phase.name}, {phase.resolution}×{phase.resolution}"
     run.screen.show(phase_table(title, phase.plan.table(standing.state.params), phase.factors))
     cache = prepare_cache(run, phase, standing.state)
-    train_step = training_program(run.model, phase, run.partition, ema=run.config.ema, cache=cache)
+    train_step = training_program(
+        run.model, phase, run.partition, ema=run.config.ema, cache=cache, class_weights=run.class_weights
+    )
     meter = standing.meter = Meter(phase.feed.batch_size, step)
     if unclosed:
         close_epoch(run, phase, standing, cache)

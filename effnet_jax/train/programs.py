@@ -29,7 +29,13 @@ def partition_of(config: Any, devices: Sequence[jax.Device] | None = None) -> Pa
 
 
 def training_program(
-    model: Any, phase: Phase, partition: Partition, *, ema: float, cache: TrunkCache | None = None
+    model: Any,
+    phase: Phase,
+    partition: Partition,
+    *,
+    ema: float,
+    cache: TrunkCache | None = None,
+    class_weights: np.ndarray | None = None,
 ) -> TrainStep:
     """The step of a phase, which is compiled at its first call: on images, or on what its trunk cache holds."""
     classes = model.num_classes
@@ -41,6 +47,7 @@ def training_program(
         views=phase.views,
         first=cache.plan.first if cache else None,
         ema_decay=ema,
+        class_weights=class_weights,
         averaged=partition.averaged_gradients,
     )
     return partition.compile_train_step(step)

@@ -14,6 +14,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from effnet_jax import files, hosts
+from effnet_jax.data.balance import class_weights, words_on_balance
 from effnet_jax.data.decode import range_note
 from effnet_jax.data.duplicates import find_in_two_splits
 from effnet_jax.data.sources import open_dataset
@@ -226,6 +227,8 @@ def open_run(checked: Checked, clock: CompileClock, stack: contextlib.ExitStack)
     def state_at(progress: Progress) -> TrainState:
         return state_shapes(model, phases[min(progress.phase, len(phases) - 1)], ema=bool(config.ema))
 
+    with hosts.agree("classes are weighed"):
+        weights = class_weights(config.class_weights, sources["train"])
     kept = keeps_classifier(config, checked.weights, tuple(sources["train"].class_names))
     with hosts.agree("the state is cut"):
         check_cut(checked.partition, state_at(Progress()).params)
@@ -280,6 +283,7 @@ def open_run(checked: Checked, clock: CompileClock, stack: contextlib.ExitStack)
         skipped=skipped,
         stop=stop,
         eval_step=functools.cache(functools.partial(evaluation_program, model, checked.partition)),
+        class_weights=weights,
         clock=clock,
     )
     for split, source in sources.items():
@@ -347,6 +351,7 @@ def _opening_words(checked: Checked, origin: str) -> list[str]:
         f"EfficientNet {config.variant} on {name}: {images} images, {len(sources['train'].class_names)} classes",
         f"{origin}; {config.dtype} on {checked.partition.mesh.size} × {jax.devices()[0].device_kind} "
         f"({_layout_words(config)})",
+        *words_on_balance(sources["train"], config.class_weights),
         *checked.notes,
     ]
 

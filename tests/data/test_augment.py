@@ -41,12 +41,8 @@ def make_batch(count=8, side=32):
 
 @functools.cache
 def augment(recipe):
-    settings = {
-        "everything": EVERYTHING,
-        "rotated": ROTATED,
-        "mixed": {"mixup": 0.3, "cutmix": 1.0},
-        "trivial": {"trivialaugment": True},
-    }[recipe]
+    others = {"mixed": {"mixup": 0.3, "cutmix": 1.0}, "trivial": {"trivialaugment": True}}
+    settings = ({"everything": EVERYTHING, "rotated": ROTATED} | others)[recipe]
     return jax.jit(make_augment(settings, resolution=RESOLUTION, num_classes=5))
 
 

@@ -40,6 +40,7 @@ def check_run(config: Mapping[str, Any]) -> None:
     _choose(config["batch_norm"], choices.BATCH_NORM_MODES, "batch_norm")
     _choose(config["partition"]["mode"], choices.PARTITION_MODES, "partition.mode")
     _choose(config["partition"]["sharded"], choices.SHARDED, "partition.sharded")
+    _check_class_weights(config["class_weights"])
     _check_remat(config["remat"], config["variant"])
     _choose(config["data"]["crop"], ("", *choices.CROPS), "data.crop")
     _choose(config["data"]["order"], choices.ORDERS, "data.order")
@@ -134,6 +135,15 @@ def check_devices(config: Mapping[str, Any], devices: int) -> None:
                 f"such as batch_size={2 * pieces * devices * max(1, round(share / pieces / 2))}, or set "
                 f"{' and '.join(f'augment.{name}=0' for name in used)}"
             )
+
+
+def _check_class_weights(asked: Any) -> None:
+    if isinstance(asked, Mapping):
+        for name, weight in asked.items():
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < _HUGE:
+                raise ConfigError(f"class_weights[{name!r}]={weight!r} needs a number from 0")
+    elif asked not in ("", "balanced"):
+        raise ConfigError(f"class_weights={asked!r} needs '', 'balanced', or a table of classes and numbers")
 
 
 def _check_remat(remat: Any, variant: str) -> None:

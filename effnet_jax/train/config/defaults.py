@@ -38,6 +38,7 @@ def default_config() -> ConfigDict:
             "dtype": "float32",
             "remat": _any(False),  # patterns of units to compute again in the backward pass: less memory; True: all
             "microbatches": 1,  # pieces of a device's share of a batch, one after the other: less memory
+            "class_weights": _any(""),  # in the loss: "balanced", or {class: weight}
             "dropout": config_dict.placeholder(float),  # None: the variant's
             "survival_prob": 0.8,
             "batch_norm": "frozen",  # in trained units: "frozen" for transfer, "train" from scratch
@@ -238,6 +239,8 @@ def _complete(given: Any, defaults: Mapping[str, Any], where: str) -> dict[str, 
 
 def _typed(value: Any, default: Any, place: str) -> Any:
     if default is None or place.endswith("augment.zoom"):  # whoever reads it checks it
+        return value
+    if place == "class_weights":  # likewise
         return value
     if place == "remat":  # likewise; True and False, or patterns
         return (value,) if isinstance(value, str) else value

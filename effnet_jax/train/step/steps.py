@@ -75,6 +75,7 @@ def make_train_step(
     views: int = 0,
     first: str | None = None,
     ema_decay: float = 0.0,
+    class_weights: Any = None,
     averaged: Callable[[Gradients], Gradients] = lambda gradients: gradients,
 ) -> TrainStep:
     """Makes the training step of a phase.
@@ -93,6 +94,8 @@ def make_train_step(
       views: see `view_keys`.
       first: the unit to start from, where `augment` gives what that unit takes instead of images; None is the stem.
       ema_decay: of the moving averages; 0: none are kept.
+      class_weights: float32 [classes], factors of each class's part of the loss; None: 1. A batch's loss is its mean
+        over examples all the same, so that no example counts differently on another device.
       averaged: makes the gradients of the global batch from those of a piece of it, as a `Partition` does.
 
     Returns:
@@ -104,6 +107,7 @@ def make_train_step(
         inputs, targets = augment(batch, view_keys(others["seed"], others["step"], batch, views))
         if first:
             inputs = inputs.astype(unit_dtype(model, inputs))
+        weighted = targets if class_weights is None else targets * class_weights
         noise = example_keys(others["seed"], PURPOSE_MODEL, others["step"], batch["index"])
 
         def loss_of(trained: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
@@ -117,7 +121,7 @@ def make_train_step(
                 mutable=["batch_stats"],
                 method="run",
             )
-            return jnp.mean(cross_entropy(logits, targets)), (logits, updates["batch_stats"])
+            return jnp.mean(cross_entropy(logits, weighted)), (logits, updates["batch_stats"])
 
         (loss, (logits, statistics)), gradients = jax.value_and_grad(loss_of, has_aux=True)(trained)
         hits = jnp.argmax(logits, -1) == jnp.argmax(targets, -1)
