@@ -172,14 +172,18 @@ def linear():
         del keys
         return batch["image"], jax.nn.one_hot(batch["label"], 3)
 
-    def make(sam, partition=None):
+    def make(sam, partition=None, class_weights=None):
         plan = FreezePlan("lite0", ("top", "classifier"), batch_norm="train")
         keys = phase(steps=1, momentum=0.0, weight_decay=0.01, sam=sam)
         optimizer = make_optimizer(keys, plan, lambda step: RATE)
         statistics = {"top": {"bn": {"mean": jnp.zeros(5)}}}
         state = create_state({"params": params, "batch_stats": statistics}, optimizer, ema=False, seed=3)
         averaged = {"averaged": partition.averaged_gradients} if partition else {}
-        return state, make_train_step(Linear(), plan, optimizer, augment, **averaged), batch
+        return (
+            state,
+            make_train_step(Linear(), plan, optimizer, augment, class_weights=class_weights, **averaged),
+            batch,
+        )
 
     return make
 
@@ -231,6 +235,25 @@ def test_sam_sees_one_batch_on_any_number_of_devices(linear):
         weights.append(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.params)]))
     np.testing.assert_allclose(weights[1], weights[0], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(weights[2], weights[0], rtol=1e-5, atol=1e-6)
+
+
+def test_a_class_counts_as_its_weight_says_on_any_number_of_devices(linear):
+    """Of two classes one counts nothing and one three times: as if the batch had that class's images alone, trebled."""
+    weights = np.array([0.0, 3.0, 0.0], np.float32)
+    moved = []
+    for mode, count in (("pjit", 1), ("pjit", 8), ("pmap", 8)):
+        partition = make_partition(mode, jax.devices()[:count])
+        state, step, batch = linear(0.0, partition, weights)
+        state, step = partition.place_state(state), partition.compile_train_step(step)
+        new, metrics = step(state, partition.place_batch(batch))
+        moved.append(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(new.params)]))
+    np.testing.assert_allclose(moved[1], moved[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(moved[2], moved[0], rtol=1e-5, atol=1e-6)
+    state, step, batch = linear(0.0)
+    chosen = batch["label"] == 1
+    alone = {name: value[chosen] for name, value in batch.items()}
+    _, plain = jax.jit(step)(state, alone)
+    np.testing.assert_allclose(metrics["loss"], 3.0 * plain["loss"] * chosen.mean(), rtol=1e-5)
 
 
 def test_sam_stays_put_where_the_gradient_is_zero(linear):
