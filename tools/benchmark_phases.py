@@ -28,7 +28,7 @@ from effnet_jax.train.config import phase
 from effnet_jax.train.step.freeze import FreezePlan
 from effnet_jax.train.step.optimizers import make_optimizer, make_schedule
 from effnet_jax.train.step.state import create_state
-from effnet_jax.train.step.steps import make_train_step
+from effnet_jax.train.step.steps import Inputs, make_train_step
 
 CLASSES = 100
 
@@ -54,7 +54,7 @@ def compile_step(model: EfficientNet, variables: Any, first: str, images: np.nda
         shape = shape[-1:] if plan.cut == "top" else shape  # pooled
         batch["image"] = np.random.default_rng(0).normal(0, 1, (count, *shape)).astype(np.float16)
     step = make_train_step(
-        model, plan, optimizer, cached_inputs(CLASSES, 0.1), first=plan.first_trained if cached else None
+        model, plan, optimizer, Inputs(cached_inputs(CLASSES, 0.1), first=plan.first_trained if cached else None)
     )
     arguments = (create_state(variables, optimizer, ema=False), batch)
     compiled = jax.jit(step).lower(*arguments).compile()

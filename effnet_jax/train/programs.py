@@ -14,7 +14,7 @@ from effnet_jax.train.initial import check_weights, make_model
 from effnet_jax.train.phases import Phase, make_phases
 from effnet_jax.train.step.partition import Partition, arranged, check_cut, make_partition
 from effnet_jax.train.step.state import TrainState, create_state
-from effnet_jax.train.step.steps import EvalStep, TrainStep, make_eval_step, make_train_step
+from effnet_jax.train.step.steps import EvalStep, Inputs, TrainStep, make_eval_step, make_train_step
 
 
 def partition_of(config: Any, devices: Sequence[jax.Device] | None = None) -> Partition:
@@ -39,17 +39,10 @@ def training_program(
 ) -> TrainStep:
     """The step of a phase, which is compiled at its first call: on images, or on what its trunk cache holds."""
     classes = model.num_classes
-    step = make_train_step(
-        model,
-        phase.plan,
-        phase.optimizer,
-        cached_inputs(classes, phase.augment["label_smoothing"]) if cache else phase.make_augment(classes),
-        views=phase.views,
-        first=cache.plan.first if cache else None,
-        ema_decay=ema,
-        class_weights=class_weights,
-        averaged=partition.averaged_gradients,
-    )
+    augment = cached_inputs(classes, phase.augment["label_smoothing"]) if cache else phase.make_augment(classes)
+    inputs = Inputs(augment, phase.views, cache.plan.first if cache else None, class_weights)
+    averaged = partition.averaged_gradients
+    step = make_train_step(model, phase.plan, phase.optimizer, inputs, ema_decay=ema, averaged=averaged)
     return partition.compile_train_step(step)
 
 

@@ -1,5 +1,6 @@
 """One training step and one evaluation step: pure functions of (state, batch)."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -66,16 +67,31 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy(logits.astype(jnp.float32), targets)
 
 
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What a training step makes of a batch, and how the loss looks at it.
+
+    Attributes:
+      augment: from `make_augment`: (batch, N keys) → (images [N, R, R, 3], soft targets [N, classes]).
+      views: see `view_keys`.
+      first: the unit to start from, where `augment` gives what that unit takes instead of images; None is the stem.
+      class_weights: float32 [classes], factors of each class's part of the loss; None: 1. A batch's loss is its mean
+        over examples all the same, so that no example counts differently on another device.
+    """
+
+    augment: Augment
+    views: int = 0
+    first: str | None = None
+    class_weights: Any = None
+
+
 def make_train_step(
     model: Any,
     plan: FreezePlan,
     optimizer: optax.GradientTransformation,
-    augment: Augment,
+    inputs: Inputs | Augment,
     *,
-    views: int = 0,
-    first: str | None = None,
     ema_decay: float = 0.0,
-    class_weights: Any = None,
     averaged: Callable[[Gradients], Gradients] = lambda gradients: gradients,
 ) -> TrainStep:
     """Makes the training step of a phase.
@@ -90,31 +106,28 @@ def make_train_step(
       model: from `create_model`.
       plan: what is trained.
       optimizer: from `make_optimizer`.
-      augment: from `make_augment`: (batch, N keys) → (images [N, R, R, 3], soft targets [N, classes]).
-      views: see `view_keys`.
-      first: the unit to start from, where `augment` gives what that unit takes instead of images; None is the stem.
+      inputs: what it makes of a batch; or an augmentation alone.
       ema_decay: of the moving averages; 0: none are kept.
-      class_weights: float32 [classes], factors of each class's part of the loss; None: 1. A batch's loss is its mean
-        over examples all the same, so that no example counts differently on another device.
       averaged: makes the gradients of the global batch from those of a piece of it, as a `Partition` does.
 
     Returns:
       A function (state, batch) → (state, metrics `loss`, `accuracy`, `gradient_norm`): means over the global batch,
       the norm over trained leaves only.
     """
+    given = inputs if isinstance(inputs, Inputs) else Inputs(inputs)
 
     def of_piece(trained: Any, others: Others, batch: Batch) -> tuple[Any, Any, Metrics]:
-        inputs, targets = augment(batch, view_keys(others["seed"], others["step"], batch, views))
-        if first:
-            inputs = inputs.astype(unit_dtype(model, inputs))
-        weighted = targets if class_weights is None else targets * class_weights
+        images, targets = given.augment(batch, view_keys(others["seed"], others["step"], batch, given.views))
+        if given.first:
+            images = images.astype(unit_dtype(model, images))
+        weighted = targets if given.class_weights is None else targets * given.class_weights
         noise = example_keys(others["seed"], PURPOSE_MODEL, others["step"], batch["index"])
 
         def loss_of(trained: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
             logits, updates = model.apply(
                 {"params": plan.merge(trained, others["frozen"]), "batch_stats": others["batch_stats"]},
-                inputs,
-                first=first,
+                images,
+                first=given.first,
                 train=plan.stochastic_units,
                 update_batch_norm=plan.batch_norm_units,
                 key=noise,

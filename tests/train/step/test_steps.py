@@ -9,7 +9,14 @@ from effnet_jax.train.step.freeze import FreezePlan
 from effnet_jax.train.step.optimizers import make_optimizer
 from effnet_jax.train.step.partition import make_partition
 from effnet_jax.train.step.state import create_state
-from effnet_jax.train.step.steps import PURPOSE_MODEL, cross_entropy, example_keys, make_eval_step, make_train_step
+from effnet_jax.train.step.steps import (
+    PURPOSE_MODEL,
+    Inputs,
+    cross_entropy,
+    example_keys,
+    make_eval_step,
+    make_train_step,
+)
 
 OTHERS = ("rmsprop", "lamb", "lars")
 
@@ -181,7 +188,7 @@ def linear():
         averaged = {"averaged": partition.averaged_gradients} if partition else {}
         return (
             state,
-            make_train_step(Linear(), plan, optimizer, augment, class_weights=class_weights, **averaged),
+            make_train_step(Linear(), plan, optimizer, Inputs(augment, class_weights=class_weights), **averaged),
             batch,
         )
 
