@@ -165,6 +165,8 @@ def fill_cache(run: Run, phase: Phase, variables: Variables, cache: TrunkCache) 
     """
     model, plan, feed, partition = run.model, cache.plan, phase.feed, run.partition
     augment = phase.make_augment(model.num_classes)
+    # Brought together once: pieces of a sharded trunk would be gathered anew for every batch.
+    variables = jax.jit(lambda tree: tree, out_shardings=partition.replicated)(variables)
     batch_size, rows, met = feed.eval_batch_size, run.rows(feed.eval_batch_size), run.skipped.met
 
     def with_outputs(trunk: Variables, batch: Batch, images: jax.Array) -> Batch:
