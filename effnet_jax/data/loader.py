@@ -19,7 +19,7 @@ import numpy as np
 from effnet_jax.choices import EVALUATIONS
 from effnet_jax.data.decoders import Decoders, layout_bytes
 from effnet_jax.data.examples import EvaluationExamples, Examples, TrainingExamples
-from effnet_jax.data.order import part_of_step, step_epochs, step_indices
+from effnet_jax.data.order import BalancedOrder, part_of_step, step_epochs, step_indices
 from effnet_jax.data.sources.base import ArraySource, Source
 from effnet_jax.data.squares import SquareCache, Squares
 from effnet_jax.data.view import EvaluationView
@@ -58,6 +58,7 @@ def train_batches(
     size: int = 256,
     rows: np.ndarray | None = None,
     part: tuple[int, int] | None = None,
+    balanced: BalancedOrder | None = None,
     squares: SquareCache | None = None,
     bad: BadImages | None = None,
 ) -> Batches:
@@ -80,18 +81,22 @@ def train_batches(
       rows: positions in the global batch that this process takes; None: all.
       part: (number of this host, how many there are), where each shuffles a part of its own (`order.part_of_step`);
         None: the batch is that of all examples.
+      balanced: has all classes come equally often; None: each image does. Not with `part`.
       squares: keeps them; None: nothing is kept.
       bad: what is skipped is added here.
 
     Returns:
       An iterator of dicts: `image` uint8 [B, S, S, 3] (small images: [B, h, w, 3]), `aspect` float32 [B] (width /
       height of the photograph before it was squeezed; 1 for small images), `label` int32 [B], `index` int32 [B]
-      (position in the source), `epoch` int32 [B] (that the example is shown in, from 0), with B the number of
-      `rows`. It raises DataError for an image that cannot be decoded, and where a worker is gone.
+      (position in the source), `epoch` int32 [B] (that the example is shown in, from 0; in a balanced order that of
+      its class), with B the number of `rows`. It raises DataError for an image that cannot be decoded, and where a
+      worker is gone.
     """
     rows = np.arange(batch_size) if rows is None else rows
     place: Place = functools.partial(_shuffled, batch_size=batch_size, seed=seed, count=len(source), rows=rows)
-    if part:
+    if balanced:
+        place = functools.partial(_balanced, order=balanced, batch_size=batch_size, rows=rows)
+    elif part:
         number, parts = part
         place = functools.partial(part_of_step, rows=len(rows), seed=seed, count=len(source), part=number, parts=parts)
     kept = squares.of(source, size, part or (0, 1)) if squares else None
@@ -127,6 +132,10 @@ Place = Callable[[int], tuple[np.ndarray, np.ndarray]]  # step -> positions in t
 def _shuffled(step: int, *, batch_size: int, seed: int, count: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     indices = step_indices(step, batch_size=batch_size, seed=seed, count=count)
     return indices[rows], step_epochs(step, batch_size=batch_size, count=count)[rows]
+
+
+def _balanced(step: int, *, order: BalancedOrder, batch_size: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return order.at(step * batch_size + rows)
 
 
 def _in_order(step: int, *, batch_size: int, start: int, count: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from effnet_jax.data.loader import (
     square_size,
     train_batches,
 )
-from effnet_jax.data.order import step_indices
+from effnet_jax.data.order import BalancedOrder, step_indices
 from effnet_jax.data.preprocess import evaluation_image, training_square
 from effnet_jax.data.sources import open_source
 from effnet_jax.data.sources.arrays import from_arrays
@@ -134,6 +134,36 @@ def test_hosts_may_shuffle_parts_of_their_own(parts, image_folder):
     assert_equal(take(train_batches(source, **options), 8), plain)
     assert len(cache.of(source, 16, (0, parts)).image) == len(range(0, 8, parts))
     assert_equal(take(train_batches(source, **options), 8), plain)
+
+
+@pytest.mark.parametrize("kind", ["small", "photographs"])
+def test_a_balanced_order_is_the_same_for_any_resume_processes_and_workers(kind, image_folder):
+    if kind == "small":
+        source = from_arrays(small().images, np.repeat([0, 1, 2], [2, 5, 16]), name="skewed")
+    else:
+        root = image_folder(per_class={"train": 8})
+        for number in range(2, 8):
+            (root / "train" / "cat" / f"{number:03}.jpg").unlink()
+        source = open_source({"name": str(root)}, "train")
+
+    def batches(**options):
+        order = BalancedOrder(5, source.labels)
+        return train_batches(source, batch_size=8, seed=5, size=16, balanced=order, **options)
+
+    whole = take(batches(), 6)
+    for step, batch in enumerate(whole):
+        indices, epochs = BalancedOrder(5, source.labels).at(np.arange(step * 8, step * 8 + 8))
+        assert batch["index"].tolist() == indices.tolist() and batch["epoch"].tolist() == epochs.tolist()
+        assert np.array_equal(batch["label"], source.labels[batch["index"]])
+    shown = {pair for batch in whole for pair in zip(batch["index"].tolist(), batch["epoch"].tolist(), strict=True)}
+    assert len(shown) == 48
+    assert_equal(take(batches(start_step=4), 2), whole[4:])
+    for rows in ([0, 1, 6, 7], [2, 3, 4, 5]):
+        part = take(batches(rows=np.array(rows)), 6)
+        assert_equal(part, [{key: value[rows] for key, value in batch.items()} for batch in whole])
+    assert_equal(take(batches(squares=SquareCache(1)), 6), whole)
+    if kind == "photographs":
+        assert_equal(take(batches(workers=1), 6), whole)
 
 
 def test_workers_and_cache_change_nothing(image_folder):

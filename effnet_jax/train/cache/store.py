@@ -18,7 +18,7 @@ import numpy as np
 from effnet_jax import files
 from effnet_jax.data.augment import soft_targets
 from effnet_jax.data.loader import Batches
-from effnet_jax.data.order import step_epochs, step_indices
+from effnet_jax.data.order import BalancedOrder, step_epochs, step_indices
 from effnet_jax.train.cache.plan import CachePlan
 from effnet_jax.train.step.steps import Augment, Batch
 
@@ -58,12 +58,17 @@ class TrunkCache:
         """Rows that are not filled yet."""
         return sum(self.plan.rows.values()) - sum(self.done.values())
 
-    def train_batches(self, *, batch_size: int, seed: int, start_step: int, rows: np.ndarray) -> Batches:
+    def train_batches(
+        self, *, batch_size: int, seed: int, start_step: int, rows: np.ndarray, balanced: BalancedOrder | None = None
+    ) -> Batches:
         """Endless training batches, the examples those of `loader.train_batches`, with outputs in place of `image`."""
         count, step = self.plan.images["train"], start_step
         while True:
-            indices = step_indices(step, batch_size=batch_size, seed=seed, count=count)[rows]
-            epochs = step_epochs(step, batch_size=batch_size, count=count)[rows]
+            if balanced:
+                indices, epochs = balanced.at(step * batch_size + rows)
+            else:
+                indices = step_indices(step, batch_size=batch_size, seed=seed, count=count)[rows]
+                epochs = step_epochs(step, batch_size=batch_size, count=count)[rows]
             places = epochs % self.plan.views * count + indices
             yield {"image": self.arrays["train"][places], "epoch": epochs, **self._about("train", indices)}
             step += 1
