@@ -6,6 +6,7 @@ EVALUATIONS = ("auto", "crop", "resize")
 RESIZES = ("bicubic", "antialias")  # of photographs in evaluation
 ON_BAD_IMAGE = ("error", "skip")
 ORDERS = ("global", "sharded")  # of training examples
+SAMPLINGS = ("natural", "balanced")  # what comes equally often: every image, or every class
 DUPLICATES = ("equal", "similar", "off")  # what is looked for in two splits
 INTERPOLATIONS = ("bilinear", "bicubic")
 

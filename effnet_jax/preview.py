@@ -65,14 +65,15 @@ def collect_views(config: Any, *, phase: str = "", step: int = 0, count: int = 2
     if phase and phase not in names:
         raise ConfigError(f"the config has no phase {phase!r}: {nearest(phase, names)}")
     source = open_source(config.data, "train")
-    phases = make_phases(config, {"train": len(source)}, _weights(config), typical_side(source))
+    phases = make_phases(config, {"train": len(source)}, _weights(config), typical_side(source), source)
     chosen = phases[names.index(phase) if phase else 0]
     resolution = chosen.resolution
     with contextlib.closing(chosen.feed.training(source, step, np.arange(config.batch_size))) as batches:
         batch = next(batches)
     augment = jax.jit(chosen.make_augment(len(source.class_names)))
     # The whole batch, since mixing takes partners from all of it.
-    keys = view_keys(config.seed, jnp.int32(step), jax.tree.map(jnp.asarray, batch), chosen.views)
+    repeats = chosen.feed.sampling == "balanced"
+    keys = view_keys(config.seed, jnp.int32(step), jax.tree.map(jnp.asarray, batch), chosen.views, repeats=repeats)
     training, targets = augment(batch, keys)
     positions = batch["index"][:count]
     (evaluation,) = chosen.feed.evaluating(_picked(source, positions), len(positions))

@@ -52,6 +52,18 @@ def test_a_phases_own_augmentation_is_shown_with_the_shares_of_mixed_classes(ima
         collect_views(make_config(image_folder(name="more")), phase="block")
 
 
+def test_a_balanced_phase_shows_an_image_in_several_ways(image_folder):
+    root = image_folder(per_class={"train": 4})
+    for number in range(1, 4):
+        (root / "train" / "cat" / f"{number:03}.jpg").unlink()
+    config = make_config(root, shift=0.2)
+    config.sampling = "balanced"
+    config.phases = (phase(name="head", epochs=1),)
+    views = collect_views(config)
+    cats = [view for view, name in zip(views.training, views.training_captions, strict=True) if name == "cat"]
+    assert len(cats) > 1 and np.abs(cats[0] - cats[1]).max() > 1
+
+
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
 def test_the_command_writes_a_picture(image_folder, tmp_path, monkeypatch, capsys):
     recipe = tmp_path / "recipe.py"

@@ -107,9 +107,7 @@ def train_phase(run: Run, phase: Phase, standing: Standing) -> None:
     title = f"{phase.name}, {phase.resolution}×{phase.resolution}"
     run.screen.show(phase_table(title, phase.plan.table(standing.state.params), phase.factors))
     cache = prepare_cache(run, phase, standing.state)
-    train_step = training_program(
-        run.model, phase, run.partition, ema=run.config.ema, cache=cache, class_weights=run.class_weights
-    )
+    train_step = training_program(run.model, phase, run.partition, ema=run.config.ema, cache=cache)
     meter = standing.meter = Meter(phase.feed.batch_size, step)
     if unclosed:
         close_epoch(run, phase, standing, cache)
@@ -150,7 +148,7 @@ def training_stream(run: Run, phase: Phase, step: int, cache: TrunkCache | None)
     """Batches on the devices, from the one of the step after `step` on."""
     feed, rows = phase.feed, run.rows(phase.feed.batch_size)
     if cache:
-        batches = cache.train_batches(batch_size=feed.batch_size, seed=feed.seed, start_step=step, rows=rows)
+        batches = cache.train_batches(start_step=step, rows=rows, **feed.order)
     else:
         batches = feed.training(run.sources["train"], step, rows, run.skipped.met["train"])
     with contextlib.closing(batches):

@@ -10,12 +10,14 @@ from ml_collections import ConfigDict
 
 from effnet_jax import hosts
 from effnet_jax.data.augment import make_augment
+from effnet_jax.data.balance import balanced_order, class_weights
 from effnet_jax.data.loader import BadImages, Batches, eval_batches, ordered_batches, square_size, train_batches
+from effnet_jax.data.order import BalancedOrder
 from effnet_jax.data.sources.base import Source
 from effnet_jax.data.squares import SquareCache
 from effnet_jax.model.variants import VARIANTS
 from effnet_jax.train.cache.plan import CachePlan, plan_cache
-from effnet_jax.train.config.checks import augment_settings, make_plan
+from effnet_jax.train.config.checks import augment_settings, make_plan, sampling_of, weights_asked
 from effnet_jax.train.step.freeze import FreezePlan
 from effnet_jax.train.step.optimizers import make_optimizer, make_schedule, phase_steps, plateau_scale, unit_factors
 from effnet_jax.train.step.steps import Augment
@@ -32,6 +34,7 @@ class Feed:
       batch_size: of a step, over all devices.
       eval_batch_size: of an evaluation, likewise.
       seed: of the order.
+      sampling: `"natural"`: every image comes equally often; `"balanced"`: every class.
       resolution: side of the images.
       square: side of the squares of decoded photographs.
       crop: the evaluation's crop rule.
@@ -40,11 +43,13 @@ class Feed:
       workers: processes that decode.
       squares: keeps squares of photographs, for all phases.
       part: (number of this process, how many there are), where each shuffles a part of the examples; else None.
+      balanced: the order of balanced sampling, where the labels are known.
     """
 
     batch_size: int
     eval_batch_size: int
     seed: int
+    sampling: str
     resolution: int
     square: int
     crop: str
@@ -53,11 +58,19 @@ class Feed:
     workers: int
     squares: SquareCache
     part: tuple[int, int] | None = None
+    balanced: BalancedOrder | None = None
+
+    @property
+    def order(self) -> dict[str, Any]:
+        """What the examples of a step follow from, as `train_batches` of loader and trunk cache take it."""
+        if self.sampling == "balanced" and self.balanced is None:
+            raise ValueError("balanced sampling goes by the labels: give make_phases the training images")
+        return {"batch_size": self.batch_size, "seed": self.seed, "balanced": self.balanced}
 
     def training(self, source: Source, start_step: int, rows: np.ndarray, bad: BadImages | None = None) -> Batches:
         """Endless batches from a step on; `rows` of each are this process's (`loader.train_batches`)."""
-        order: dict[str, Any] = {"batch_size": self.batch_size, "seed": self.seed, "start_step": start_step}
-        return train_batches(source, rows=rows, part=self.part, bad=bad, **order, **self._squared)
+        given = {**self.order, **self._squared}
+        return train_batches(source, start_step=start_step, rows=rows, part=self.part, bad=bad, **given)
 
     def in_order(
         self, source: Source, batch_size: int, start: int, rows: np.ndarray, bad: BadImages | None = None
@@ -98,6 +111,7 @@ class Phase:
       optimizer: optax chain over all parameters.
       augment: settings of augmentation, complete.
       feed: how its batches are made.
+      class_weights: what each class counts in the loss, float32 [classes]; None: all alike.
       resized: whether the phase before had another resolution, so that their figures do not compare.
       views: how many views of each image it shows, 0 for a new one at every step; never more than its epochs show.
       cache: what its trunk cache holds, or None.
@@ -114,6 +128,7 @@ class Phase:
     optimizer: optax.GradientTransformation
     augment: Mapping[str, Any]
     feed: Feed
+    class_weights: np.ndarray | None
     resized: bool
     views: int
     cache: CachePlan | None
@@ -145,7 +160,11 @@ class Phase:
 
 
 def make_phases(
-    config: Mapping[str, Any], images: Mapping[str, int], weights: Metadata | None = None, side: float = 0.0
+    config: Mapping[str, Any],
+    images: Mapping[str, int],
+    weights: Metadata | None = None,
+    side: float = 0.0,
+    train: Source | None = None,
 ) -> list[Phase]:
     """Resolves the phases of a checked config.
 
@@ -154,20 +173,32 @@ def make_phases(
       images: number of images by split.
       weights: metadata of those that the run starts from, if any.
       side: the shorter side of a typical training photograph in pixels; 0 for small images.
+      train: the training images, whose labels weigh and balance classes. Without them, for shapes and programs alone,
+        nothing is weighed.
 
     Raises:
-      ConfigError: a trunk cache does not fit its budget.
+      ConfigError: a trunk cache does not fit its budget; weights of classes that there are not.
+      DataError: classes are to be weighed or balanced, and labels cannot be known without reading all images.
     """
     phases: list[Phase] = []
     squares = SquareCache(config["data"]["cache_gib"])
+    balanced = None
+    if train is not None and any(sampling_of(config, keys) == "balanced" for keys in config["phases"]):
+        balanced = balanced_order(config["seed"], train)
     for keys in config["phases"]:
-        feed = _make_feed(config, keys, squares, weights, side)
-        phases.append(_make_phase(config, keys, images, feed, phases[-1] if phases else None))
+        feed = _make_feed(config, keys, squares, weights, side, balanced)
+        weighed = class_weights(weights_asked(config, keys), train, feed.sampling) if train is not None else None
+        phases.append(_make_phase(config, keys, images, feed, weighed, phases[-1] if phases else None))
     return phases
 
 
 def _make_phase(
-    config: Mapping[str, Any], keys: ConfigDict, images: Mapping[str, int], feed: Feed, before: Phase | None
+    config: Mapping[str, Any],
+    keys: ConfigDict,
+    images: Mapping[str, int],
+    feed: Feed,
+    weighed: np.ndarray | None,
+    before: Phase | None,
 ) -> Phase:
     batch_size, start = config["batch_size"], before.end if before else 0
     number = before.number + 1 if before else 0
@@ -175,8 +206,14 @@ def _make_phase(
     steps = phase_steps(keys, steps_per_epoch)
     plan = dataclasses.replace(make_plan(config, keys), before=before.plan if before else None)
     schedule = make_schedule(keys, steps=steps, steps_per_epoch=steps_per_epoch, batch_size=batch_size)
-    views = min(keys["views"], _epochs_shown(start, start + steps, batch_size, images["train"]))
-    epochs = _epoch_ends(start, start + steps, steps_per_epoch)
+    end = start + steps
+    shown = (
+        feed.balanced.epochs_between(start * batch_size, end * batch_size)
+        if feed.balanced
+        else _epochs_shown(start, end, batch_size, images["train"])
+    )
+    views = min(keys["views"], shown)
+    epochs = _epoch_ends(start, end, steps_per_epoch)
     return Phase(
         number=number,
         keys=keys,
@@ -185,27 +222,34 @@ def _make_phase(
         optimizer=make_optimizer(keys, plan, schedule),
         augment=augment_settings(config, keys),
         feed=feed,
+        class_weights=weighed,
         resized=before is not None and before.resolution != feed.resolution,
         views=views,
         cache=plan_cache(keys, plan, views, resolution=feed.resolution, images=images, where=f"phases[{number}]"),
         start=start,
-        end=start + steps,
+        end=end,
         epochs=epochs,
         evaluations=frozenset(
-            step for step, epoch in epochs.items() if epoch % config["eval_every"] == 0 or step == start + steps
+            step for step, epoch in epochs.items() if epoch % config["eval_every"] == 0 or step == end
         ),
     )
 
 
 def _make_feed(
-    config: Mapping[str, Any], keys: Mapping[str, Any], squares: SquareCache, weights: Metadata | None, side: float
+    config: Mapping[str, Any],
+    keys: Mapping[str, Any],
+    squares: SquareCache,
+    weights: Metadata | None,
+    side: float,
+    balanced: BalancedOrder | None,
 ) -> Feed:
-    data = config["data"]
+    data, sampling = config["data"], sampling_of(config, keys)
     resolution = int(keys["resolution"]) or int(config["resolution"]) or VARIANTS[config["variant"]].resolution
     return Feed(
         batch_size=config["batch_size"],
         eval_batch_size=config["eval_batch_size"] or config["batch_size"],
         seed=config["seed"],
+        sampling=sampling,
         resolution=resolution,
         square=square_size(resolution, data["size"]),
         crop=data["crop"] or _crop_rule(data["resize"], resolution, weights),
@@ -214,6 +258,7 @@ def _make_feed(
         workers=data["workers"],
         squares=squares,
         part=(hosts.index(), hosts.count()) if data["order"] == "sharded" else None,
+        balanced=balanced if sampling == "balanced" else None,
     )
 
 

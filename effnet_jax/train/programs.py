@@ -35,12 +35,17 @@ def training_program(
     *,
     ema: float,
     cache: TrunkCache | None = None,
-    class_weights: np.ndarray | None = None,
 ) -> TrainStep:
     """The step of a phase, which is compiled at its first call: on images, or on what its trunk cache holds."""
-    classes = model.num_classes
-    augment = cached_inputs(classes, phase.augment["label_smoothing"]) if cache else phase.make_augment(classes)
-    inputs = Inputs(augment, phase.views, cache.plan.first if cache else None, class_weights)
+    classes, smoothing = model.num_classes, phase.augment["label_smoothing"]
+    inputs = Inputs(
+        cached_inputs(classes, smoothing) if cache else phase.make_augment(classes),
+        views=phase.views,
+        first=cache.plan.first if cache else None,
+        class_weights=phase.class_weights,
+        smoothing=smoothing,
+        repeats=phase.feed.sampling == "balanced",
+    )
     averaged = partition.averaged_gradients
     step = make_train_step(model, phase.plan, phase.optimizer, inputs, ema_decay=ema, averaged=averaged)
     return partition.compile_train_step(step)

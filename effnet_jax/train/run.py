@@ -49,7 +49,6 @@ class Run:
       skipped: images that it goes on without.
       stop: knows when somebody wishes to stop.
       eval_step: (resolution, first unit) → the compiled evaluation step.
-      class_weights: what each class counts in the loss, or None.
       clock: of this attempt, and of what it compiles.
     """
 
@@ -66,7 +65,6 @@ class Run:
     skipped: SkippedImages
     stop: hosts.Stop
     eval_step: Callable[..., Any]
-    class_weights: np.ndarray | None
     clock: CompileClock
 
     @property

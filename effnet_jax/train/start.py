@@ -14,7 +14,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from effnet_jax import files, hosts
-from effnet_jax.data.balance import class_weights, words_on_balance
+from effnet_jax.data.balance import words_on_balance
 from effnet_jax.data.decode import range_note
 from effnet_jax.data.duplicates import find_in_two_splits
 from effnet_jax.data.sources import open_dataset
@@ -24,7 +24,7 @@ from effnet_jax.data.sources.dataset import ALPHABETICAL
 from effnet_jax.errors import ConfigError, DataError, EffnetError, RunError
 from effnet_jax.train.compiling import CompileClock
 from effnet_jax.train.config import check_config, to_json
-from effnet_jax.train.config.checks import check_devices
+from effnet_jax.train.config.checks import check_devices, sampling_of, weights_asked
 from effnet_jax.train.initial import check_weights, initial_variables, keeps_classifier, make_model
 from effnet_jax.train.phases import Phase, make_phases
 from effnet_jax.train.programs import evaluation_program, partition_of, state_shapes
@@ -218,7 +218,8 @@ def open_run(checked: Checked, clock: CompileClock, stack: contextlib.ExitStack)
     config, workdir, sources = checked.config, checked.workdir, checked.sources
     classes = len(sources["train"].class_names)
     counts = {split: len(source) for split, source in sources.items()}
-    phases = make_phases(config, counts, checked.weights, typical_side(sources["train"]))
+    with hosts.agree("the phases are made"):
+        phases = make_phases(config, counts, checked.weights, typical_side(sources["train"]), sources["train"])
     if config.profile_steps and config.profile_steps[0] > phases[-1].end:
         raise ConfigError(f"profile_steps={config.profile_steps} begins after the last step, which is {phases[-1].end}")
     model = make_model(config, checked.weights, classes, checked.partition.mesh.size, checked.partition.platform)
@@ -227,8 +228,6 @@ def open_run(checked: Checked, clock: CompileClock, stack: contextlib.ExitStack)
     def state_at(progress: Progress) -> TrainState:
         return state_shapes(model, phases[min(progress.phase, len(phases) - 1)], ema=bool(config.ema))
 
-    with hosts.agree("classes are weighed"):
-        weights = class_weights(config.class_weights, sources["train"])
     kept = keeps_classifier(config, checked.weights, tuple(sources["train"].class_names))
     with hosts.agree("the state is cut"):
         check_cut(checked.partition, state_at(Progress()).params)
@@ -283,7 +282,6 @@ def open_run(checked: Checked, clock: CompileClock, stack: contextlib.ExitStack)
         skipped=skipped,
         stop=stop,
         eval_step=functools.cache(functools.partial(evaluation_program, model, checked.partition)),
-        class_weights=weights,
         clock=clock,
     )
     for split, source in sources.items():
@@ -347,11 +345,13 @@ def _opening_words(checked: Checked, origin: str) -> list[str]:
     config, sources = checked.config, checked.sources
     images = ", ".join(f"{len(source):,} {split}" for split, source in sources.items())
     name = epath.Path(config.data.name).name
+    phases = config.phases
+    cared_for = any(weights_asked(config, keys) or sampling_of(config, keys) == "balanced" for keys in phases)
     return [
         f"EfficientNet {config.variant} on {name}: {images} images, {len(sources['train'].class_names)} classes",
         f"{origin}; {config.dtype} on {checked.partition.mesh.size} × {jax.devices()[0].device_kind} "
         f"({_layout_words(config)})",
-        *words_on_balance(sources["train"], config.class_weights),
+        *words_on_balance(sources["train"], cared_for),
         *checked.notes,
     ]
 

@@ -8,7 +8,9 @@ from PIL import Image
 
 from effnet_jax import files
 from effnet_jax.data.sources import open_source
+from effnet_jax.data.sources.arrays import from_arrays
 from effnet_jax.data.sources.base import typical_side
+from effnet_jax.errors import ConfigError
 from effnet_jax.train.config import check_config, default_config, phase
 from effnet_jax.train.phases import make_phases
 from effnet_jax.train.rundir.workdir import as_begun
@@ -50,6 +52,33 @@ def test_a_run_of_a_version_without_the_key_keeps_the_rule_that_it_began_with(tm
     del old["data"]["resize"]
     (tmp_path / "config.json").write_text(json.dumps(old))
     assert as_begun(files.as_path(tmp_path), config).data.resize == "bicubic"
+
+
+def test_phases_weigh_and_balance_the_classes_of_the_training_images():
+    labels = np.repeat([0, 1], [90, 10])
+    source = from_arrays(np.zeros((100, 4, 4, 3), np.uint8), labels, ("cat", "dog"))
+    config = default_config()
+    config.weights, config.data.name, config.batch_size, config.class_weights = "weights/b0", "pets", 10, "balanced"
+    config.phases = (
+        phase(epochs=1),
+        phase(name="own", epochs=1, class_weights={"dog": 9}),
+        phase(name="even", epochs=3, class_weights="none", sampling="balanced", views=50),
+    )
+    first, own, even = make_phases(check_config(config), {"train": 100}, train=source)
+    np.testing.assert_allclose(first.class_weights, [5 / 9, 5])
+    np.testing.assert_allclose(own.class_weights, [1 / 1.8, 5])
+    assert even.class_weights is None
+    assert [one.feed.sampling for one in (first, own, even)] == ["natural", "natural", "balanced"]
+    assert first.feed.balanced is None and even.end - even.start == 30  # an epoch is as many images as the set has
+    batches = even.feed.training(source, even.start, np.arange(10))
+    assert np.mean([next(batches)["label"].mean() for _ in range(30)]) == pytest.approx(0.5, abs=0.1)
+    assert 15 <= even.views < 50 + 52  # as often as the small class is gone through
+    config.phases[1].class_weights = {"dgo": 9}
+    with pytest.raises(ConfigError, match="'dgo', which is no class: did you mean 'dog'"):
+        make_phases(check_config(config), {"train": 100}, train=source)
+    for shapes_alone in make_phases(check_config(config), {"train": 100})[2:]:
+        with pytest.raises(ValueError, match="goes by the labels"):
+            shapes_alone.feed.training(source, 0, np.arange(10))
 
 
 def test_the_typical_side_is_that_of_photographs(image_folder):

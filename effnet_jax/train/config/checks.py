@@ -20,6 +20,19 @@ def augment_settings(config: Mapping[str, Any], phase: Mapping[str, Any]) -> dic
     return {**config["augment"], **phase["augment"]}
 
 
+def weights_asked(config: Mapping[str, Any], phase: Mapping[str, Any]) -> str | dict[str, float]:
+    """Returns the class weights of a phase: `""` for none, `"balanced"`, or a table."""
+    asked = phase["class_weights"] or config["class_weights"]
+    if not isinstance(asked, str):
+        return dict(asked.items())
+    return "" if asked == "none" else asked
+
+
+def sampling_of(config: Mapping[str, Any], phase: Mapping[str, Any]) -> str:
+    """Returns the sampling of a phase: `"natural"` or `"balanced"`."""
+    return phase["sampling"] or config["sampling"]
+
+
 def _choose(value: str, names: Sequence[str], place: str) -> None:
     if value not in names:
         raise ConfigError(f"{place}={value!r} is unknown: {nearest(value, names)}")
@@ -40,7 +53,8 @@ def check_run(config: Mapping[str, Any]) -> None:
     _choose(config["batch_norm"], choices.BATCH_NORM_MODES, "batch_norm")
     _choose(config["partition"]["mode"], choices.PARTITION_MODES, "partition.mode")
     _choose(config["partition"]["sharded"], choices.SHARDED, "partition.sharded")
-    _check_class_weights(config["class_weights"])
+    _check_class_weights(config["class_weights"], "class_weights")
+    _choose(config["sampling"], choices.SAMPLINGS, "sampling")
     _check_remat(config["remat"], config["variant"])
     _choose(config["data"]["crop"], ("", *choices.CROPS), "data.crop")
     _choose(config["data"]["order"], choices.ORDERS, "data.order")
@@ -137,13 +151,30 @@ def check_devices(config: Mapping[str, Any], devices: int) -> None:
             )
 
 
-def _check_class_weights(asked: Any) -> None:
+def _check_class_weights(asked: Any, place: str) -> None:
     if isinstance(asked, Mapping):
         for name, weight in asked.items():
             if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < _HUGE:
-                raise ConfigError(f"class_weights[{name!r}]={weight!r} needs a number from 0")
-    elif asked not in ("", "balanced"):
-        raise ConfigError(f"class_weights={asked!r} needs '', 'balanced', or a table of classes and numbers")
+                raise ConfigError(f"{place}[{name!r}]={weight!r} needs a number from 0")
+    elif asked not in ("", "none", "balanced"):
+        raise ConfigError(f"{place}={asked!r} needs '', 'none', 'balanced', or a table of classes and numbers")
+
+
+def _check_balance(phase: Mapping[str, Any], config: Mapping[str, Any], where: str) -> None:
+    _check_class_weights(phase["class_weights"], f"{where}.class_weights")
+    _choose(phase["sampling"], ("", *choices.SAMPLINGS), f"{where}.sampling")
+    if sampling_of(config, phase) == "natural":
+        return
+    if weights_asked(config, phase) == "balanced":
+        raise ConfigError(
+            f"{where} has sampling='balanced' and class_weights='balanced', so that rare classes would be made up for "
+            f"twice: take one of them, such as {where}.class_weights='none' or {where}.sampling='natural'"
+        )
+    if config["data"]["order"] == "sharded":
+        raise ConfigError(
+            f"{where} has sampling='balanced', which draws from all images, and data.order='sharded' gives each host a "
+            "part of them: set data.order='global', or weigh the classes (class_weights='balanced')"
+        )
 
 
 def _check_remat(remat: Any, variant: str) -> None:
@@ -210,6 +241,7 @@ def check_phase(phase: Mapping[str, Any], config: Mapping[str, Any], where: str)
             raise ConfigError(f"{where}.factors[{pattern!r}]={factor!r} needs a number from 0")
     read_settings(phase["augment"], where=f"{where}.augment")
     read_settings(augment_settings(config, phase), where=f"augment with {where}.augment")
+    _check_balance(phase, config, where)
     if phase["cache"]:
         if config["data"]["order"] == "sharded":
             raise ConfigError(

@@ -38,7 +38,8 @@ def default_config() -> ConfigDict:
             "dtype": "float32",
             "remat": _any(False),  # patterns of units to compute again in the backward pass: less memory; True: all
             "microbatches": 1,  # pieces of a device's share of a batch, one after the other: less memory
-            "class_weights": _any(""),  # in the loss: "balanced", or {class: weight}
+            "class_weights": _any(""),  # of each image's loss: "balanced", or {class: weight}; "" or "none": none
+            "sampling": "natural",  # "balanced": every class comes equally often, in place of every image
             "dropout": config_dict.placeholder(float),  # None: the variant's
             "survival_prob": 0.8,
             "batch_norm": "frozen",  # in trained units: "frozen" for transfer, "train" from scratch
@@ -115,6 +116,8 @@ PHASE_DEFAULTS: dict[str, Any] = {
     "cache": "",  # "memory" or "disk": what the frozen units make of those views is computed once
     "cache_gib": 4.0,  # of each host: where the outputs are too large, the cache is cut elsewhere
     "cache_dtype": "float16",  # bfloat16, float32
+    "class_weights": "",  # "": the run's; "none": none
+    "sampling": "",  # "": the run's
     "augment": {},  # what differs from the run's
 }
 
@@ -125,7 +128,12 @@ def phase(**keys: Any) -> ConfigDict:
     Raises:
       ConfigError: an unknown key or a wrong type, with the nearest names.
     """
-    return ConfigDict(_complete(keys, PHASE_DEFAULTS, "phase"), type_safe=False)
+    return _dotted(_complete(keys, PHASE_DEFAULTS, "phase"))
+
+
+def _dotted(keys: Mapping[str, Any]) -> ConfigDict:
+    """A ConfigDict that a recipe may change, in whose tables names of classes may have dots."""
+    return ConfigDict(keys, type_safe=False, allow_dotted_keys=True)
 
 
 def shrink(config: ConfigDict, *, resolution: int = 64, batch_size: int = 16) -> ConfigDict:
@@ -179,8 +187,8 @@ def check_config(config: Mapping[str, Any] | ConfigDict) -> ConfigDict:
     names = [keys["name"] for keys in complete["phases"]]
     if len(set(names)) < len(names):
         raise ConfigError(f"phases need different names, not {', '.join(names)}")
-    complete["phases"] = tuple(ConfigDict(keys, type_safe=False).lock() for keys in complete["phases"])
-    return ConfigDict(complete, type_safe=False).lock()
+    complete["phases"] = tuple(_dotted(keys).lock() for keys in complete["phases"])
+    return _dotted(complete).lock()
 
 
 def to_json(config: Any) -> Any:
@@ -240,7 +248,7 @@ def _complete(given: Any, defaults: Mapping[str, Any], where: str) -> dict[str, 
 def _typed(value: Any, default: Any, place: str) -> Any:
     if default is None or place.endswith("augment.zoom"):  # whoever reads it checks it
         return value
-    if place == "class_weights":  # likewise
+    if place.rpartition(".")[2] == "class_weights":  # likewise
         return value
     if place == "remat":  # likewise; True and False, or patterns
         return (value,) if isinstance(value, str) else value

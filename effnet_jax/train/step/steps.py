@@ -42,19 +42,32 @@ def example_keys(seed: int | jax.Array, purpose: int, step: jax.Array, index: ja
     return jax.vmap(lambda step, example: jax.random.fold_in(jax.random.fold_in(key, step), example))(steps, index)
 
 
-def view_keys(seed: int | jax.Array, step: jax.Array, batch: Batch, views: int = 0) -> jax.Array:
+def view_keys(
+    seed: int | jax.Array, step: jax.Array, batch: Batch, views: int = 0, *, repeats: bool = False
+) -> jax.Array:
     """Returns the keys that a step augments its examples with.
 
     Args:
       seed: of the run.
       step: steps done before this one.
       batch: with `index` and `epoch`, int [N].
-      views: how many views of each example are shown in turn, one an epoch; 0: a new one at every step.
+      views: how many views of each example are shown in turn, one an epoch; 0: a new one each time.
+      repeats: whether a step may show an example several times (`moments`).
 
     Returns:
       N keys.
     """
-    return example_keys(seed, PURPOSE_AUGMENT, batch["epoch"] % views if views else step, batch["index"])
+    times = batch["epoch"] % views if views else moments(step, batch, repeats)
+    return example_keys(seed, PURPOSE_AUGMENT, times, batch["index"])
+
+
+def moments(step: jax.Array, batch: Batch, repeats: bool = False) -> jax.Array:
+    """What tells two showings of one example apart, in place of a step: the step, or int [N] where it `repeats`.
+
+    In a balanced order an image of a small class may come several times in one step: each time in another epoch of its
+    class, which gives it another view and other noise.
+    """
+    return batch["epoch"] if repeats else step
 
 
 def unit_dtype(model: Any, inputs: jax.Array) -> Any:
@@ -67,6 +80,24 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy(logits.astype(jnp.float32), targets)
 
 
+def example_weights(targets: jax.Array, class_weights: Any, smoothing: float = 0.0) -> jax.Array:
+    """What each example counts in the loss: the mean of its classes' weights, by their shares in its target.
+
+    Of mixed examples each has its share. What label smoothing gives to all classes alike says nothing of an image, and
+    is taken out: else it would pull every example towards the weights' mean over classes, which may be far above 1.
+
+    Args:
+      targets: soft targets, float32 [N, classes].
+      class_weights: float32 [classes].
+      smoothing: the share of the targets that is spread over all classes, below 1.
+
+    Returns:
+      float32 [N].
+    """
+    whole = jnp.sum(targets * class_weights, -1)  # no matrix product, which some devices round
+    return (whole - smoothing * jnp.mean(class_weights)) / (1 - smoothing)
+
+
 @dataclasses.dataclass(frozen=True)
 class Inputs:
     """What a training step makes of a batch, and how the loss looks at it.
@@ -75,14 +106,18 @@ class Inputs:
       augment: from `make_augment`: (batch, N keys) → (images [N, R, R, 3], soft targets [N, classes]).
       views: see `view_keys`.
       first: the unit to start from, where `augment` gives what that unit takes instead of images; None is the stem.
-      class_weights: float32 [classes], factors of each class's part of the loss; None: 1. A batch's loss is its mean
-        over examples all the same, so that no example counts differently on another device.
+      class_weights: float32 [classes], from which `example_weights` follow; None: 1. A batch's loss is the mean over
+        its examples and not over their weights, so that no example counts differently on another device.
+      smoothing: the label smoothing of the targets that `augment` gives.
+      repeats: see `moments`.
     """
 
     augment: Augment
     views: int = 0
     first: str | None = None
     class_weights: Any = None
+    smoothing: float = 0.0
+    repeats: bool = False
 
 
 def make_train_step(
@@ -112,16 +147,16 @@ def make_train_step(
 
     Returns:
       A function (state, batch) → (state, metrics `loss`, `accuracy`, `gradient_norm`): means over the global batch,
-      the norm over trained leaves only.
+      the loss weighted where classes are, the norm over trained leaves only.
     """
     given = inputs if isinstance(inputs, Inputs) else Inputs(inputs)
 
     def of_piece(trained: Any, others: Others, batch: Batch) -> tuple[Any, Any, Metrics]:
-        images, targets = given.augment(batch, view_keys(others["seed"], others["step"], batch, given.views))
+        seed, step = others["seed"], others["step"]
+        images, targets = given.augment(batch, view_keys(seed, step, batch, given.views, repeats=given.repeats))
         if given.first:
             images = images.astype(unit_dtype(model, images))
-        weighted = targets if given.class_weights is None else targets * given.class_weights
-        noise = example_keys(others["seed"], PURPOSE_MODEL, others["step"], batch["index"])
+        noise = example_keys(seed, PURPOSE_MODEL, moments(step, batch, given.repeats), batch["index"])
 
         def loss_of(trained: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
             logits, updates = model.apply(
@@ -134,7 +169,10 @@ def make_train_step(
                 mutable=["batch_stats"],
                 method="run",
             )
-            return jnp.mean(cross_entropy(logits, weighted)), (logits, updates["batch_stats"])
+            losses = cross_entropy(logits, targets)
+            if given.class_weights is not None:
+                losses = losses * example_weights(targets, given.class_weights, given.smoothing)
+            return jnp.mean(losses), (logits, updates["batch_stats"])
 
         (loss, (logits, statistics)), gradients = jax.value_and_grad(loss_of, has_aux=True)(trained)
         hits = jnp.argmax(logits, -1) == jnp.argmax(targets, -1)

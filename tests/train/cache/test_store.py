@@ -81,6 +81,27 @@ def test_training_from_the_cache_equals_training_on_the_same_views(config, tmp_p
         np.testing.assert_allclose(other, leaf, rtol=1e-4, atol=1e-5 * np.abs(leaf).max())
 
 
+def test_classes_are_weighed_and_balanced_from_the_cache_as_without_it(config, tmp_path, capsys):
+    for number in range(2, 20):
+        (Path(config.data.name) / "train" / "dog" / f"{number:03}.jpg").unlink()
+    config.augment.label_smoothing = 0.1
+    keys = {"train": ("classifier",), "epochs": 2, "learning_rate": 0.1}
+    config.phases = (
+        phase(name="weighed", class_weights="balanced", views=2, **keys),
+        phase(name="even", sampling="balanced", class_weights={"dog": 3.0}, views=2, **keys),
+    )
+    loop.train(config, tmp_path / "plain")
+    assert "images per class: 2 (dog) to 20 (cat), median 11" in (words := capsys.readouterr().out)
+    assert "advice: the largest class" not in words
+    config.phases = tuple(
+        phase(**{**one.to_dict(), "cache": "memory", "cache_dtype": "float32"}) for one in config.phases
+    )
+    loop.train(config, tmp_path / "cached")
+    (wanted, splits), (found, again) = losses(tmp_path / "plain"), losses(tmp_path / "cached")
+    assert again == splits
+    np.testing.assert_allclose(found, wanted, rtol=2e-5)
+
+
 def counted(fill, seen):
     def fill_and_count(run, phase, state, cache):
         seen.append(cache.plan.cut)

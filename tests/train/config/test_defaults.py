@@ -7,8 +7,16 @@ from ml_collections import ConfigDict
 
 from effnet_jax.errors import ConfigError, EffnetError, PatternError, run_command
 from effnet_jax.train import __main__ as command
-from effnet_jax.train.config import PHASE_DEFAULTS, check_config, default_config, difference, phase, to_json
-from effnet_jax.train.config.checks import augment_settings, check_devices, make_plan
+from effnet_jax.train.config import (
+    PHASE_DEFAULTS,
+    check_config,
+    compare_configs,
+    default_config,
+    difference,
+    phase,
+    to_json,
+)
+from effnet_jax.train.config.checks import augment_settings, check_devices, make_plan, sampling_of, weights_asked
 
 
 def a_config(**changes):
@@ -79,6 +87,16 @@ def test_a_checked_config_is_complete_and_locked():
         ({"partition__mode": "pjti"}, "did you mean 'pjit'"),
         ({"partition__batch_norm_group": 2}, "goes with partition.mode='pmap'.*Set it to 0"),
         ({"augment__label_smoothing": 1.5}, "label_smoothing is 1.5"),
+        ({"class_weights": "balance"}, "class_weights='balance' needs '', 'none', 'balanced', or a table"),
+        ({"class_weights": {"cat": -1}}, r"class_weights\['cat'\]=-1 needs a number from 0"),
+        ({"phases__1__class_weights": {"cat": "2"}}, r"phases\[1\].class_weights\['cat'\]='2' needs a number"),
+        ({"sampling": "balancd"}, "sampling='balancd' is unknown: did you mean 'balanced'"),
+        ({"phases__1__sampling": "even"}, r"phases\[1\].sampling='even' is unknown"),
+        (
+            {"sampling": "balanced", "phases__1__class_weights": "balanced"},
+            r"phases\[1\] has sampling=.* twice: take one",
+        ),
+        ({"sampling": "balanced", "data__order": "sharded"}, r"phases\[0\] has sampling=.*set data.order='global'"),
     ],
 )
 def test_a_mistake_is_told_with_its_cure(changes, message):
@@ -111,6 +129,40 @@ def test_a_phase_changes_the_augmentation_of_the_run():
 def test_batch_norm_of_a_phase_overrides_the_run():
     config = check_config(a_config(phases__1__batch_norm="train"))
     assert [make_plan(config, keys).batch_norm for keys in config.phases] == ["frozen", "train"]
+
+
+def test_a_phase_may_weigh_and_sample_classes_its_own_way():
+    config = check_config(
+        a_config(
+            class_weights={"St. Bernard": 2, "cat": 0.5},
+            phases__1__class_weights="none",
+            phases__1__sampling="balanced",
+        )
+    )
+    assert dict(weights_asked(config, config.phases[0])) == {"St. Bernard": 2, "cat": 0.5}
+    assert [weights_asked(config, config.phases[1]), sampling_of(config, config.phases[0])] == ["", "natural"]
+    assert sampling_of(config, config.phases[1]) == "balanced"
+    assert check_config(to_json(config)) == config  # as a run dir has it
+    phases = (phase(name="own", epochs=1, class_weights={"St. Bernard": 3.0}), phase(name="all", epochs=1))
+    own = check_config(a_config(class_weights="balanced", phases=phases))
+    assert dict(weights_asked(own, own.phases[0])) == {"St. Bernard": 3.0}
+    assert weights_asked(own, own.phases[1]) == "balanced"
+
+
+def test_what_weighs_and_samples_classes_changes_numbers():
+    old = to_json(check_config(a_config()))
+    for phase_keys in old["phases"]:  # of a version before the keys
+        del phase_keys["class_weights"], phase_keys["sampling"]
+    del old["class_weights"], old["sampling"]
+    assert compare_configs(old, to_json(check_config(a_config()))) == ([], [])
+    changed = a_config(class_weights="balanced", phases__1__class_weights="none", phases__1__sampling="balanced")
+    changing, neutral = compare_configs(old, to_json(check_config(changed)))
+    assert changing == [
+        'class_weights: "" before, "balanced" now',
+        'phases[1].class_weights: "" before, "none" now',
+        'phases[1].sampling: "" before, "balanced" now',
+    ]
+    assert neutral == []
 
 
 def test_a_batch_that_devices_cannot_share():

@@ -14,8 +14,10 @@ from effnet_jax.train.step.steps import (
     Inputs,
     cross_entropy,
     example_keys,
+    example_weights,
     make_eval_step,
     make_train_step,
+    view_keys,
 )
 
 OTHERS = ("rmsprop", "lamb", "lars")
@@ -179,7 +181,7 @@ def linear():
         del keys
         return batch["image"], jax.nn.one_hot(batch["label"], 3)
 
-    def make(sam, partition=None, class_weights=None):
+    def make(sam, partition=None, augment=augment, **given):
         plan = FreezePlan("lite0", ("top", "classifier"), batch_norm="train")
         keys = phase(steps=1, momentum=0.0, weight_decay=0.01, sam=sam)
         optimizer = make_optimizer(keys, plan, lambda step: RATE)
@@ -188,7 +190,7 @@ def linear():
         averaged = {"averaged": partition.averaged_gradients} if partition else {}
         return (
             state,
-            make_train_step(Linear(), plan, optimizer, Inputs(augment, class_weights=class_weights), **averaged),
+            make_train_step(Linear(), plan, optimizer, Inputs(augment, **given), **averaged),
             batch,
         )
 
@@ -248,19 +250,76 @@ def test_a_class_counts_as_its_weight_says_on_any_number_of_devices(linear):
     """Of two classes one counts nothing and one three times: as if the batch had that class's images alone, trebled."""
     weights = np.array([0.0, 3.0, 0.0], np.float32)
     moved = []
-    for mode, count in (("pjit", 1), ("pjit", 8), ("pmap", 8)):
-        partition = make_partition(mode, jax.devices()[:count])
-        state, step, batch = linear(0.0, partition, weights)
+    for mode, count, pieces in (("pjit", 1, 1), ("pjit", 8, 1), ("pmap", 8, 1), ("pjit", 2, 4)):
+        partition = make_partition(mode, jax.devices()[:count], microbatches=pieces)
+        state, step, batch = linear(0.0, partition, class_weights=weights)
         state, step = partition.place_state(state), partition.compile_train_step(step)
         new, metrics = step(state, partition.place_batch(batch))
         moved.append(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(new.params)]))
     np.testing.assert_allclose(moved[1], moved[0], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(moved[2], moved[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(moved[3], moved[0], rtol=1e-5, atol=1e-6)
     state, step, batch = linear(0.0)
     chosen = batch["label"] == 1
     alone = {name: value[chosen] for name, value in batch.items()}
     _, plain = jax.jit(step)(state, alone)
     np.testing.assert_allclose(metrics["loss"], 3.0 * plain["loss"] * chosen.mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_an_example_counts_by_the_classes_that_it_shows(smoothing):
+    shares = np.array([[1, 0, 0], [0, 0, 1], [0.75, 0, 0.25]], np.float32)  # the last one is mixed
+    targets = shares * (1 - smoothing) + smoothing / 3
+    weights = np.array([0.5, 1.0, 40.0], np.float32)
+    np.testing.assert_allclose(example_weights(targets, weights, smoothing), [0.5, 40.0, 10.375], rtol=1e-5)
+
+
+def test_the_loss_of_smoothed_targets_is_weighted_as_a_whole(linear):
+    """A common class's image must not be pulled towards a rare one, whose weight its smoothing would have."""
+
+    def smoothed(batch, keys):
+        del keys
+        return batch["image"], jax.nn.one_hot(batch["label"], 3) * 0.9 + 0.1 / 3
+
+    weights = np.array([0.5, 0.5, 60.0], np.float32)
+    state, step, batch = linear(0.0, augment=smoothed, class_weights=weights, smoothing=0.1)
+    common = {name: value[batch["label"] == 0] for name, value in batch.items()}
+    _, weighted = jax.jit(step)(state, common)
+    state, step, _ = linear(0.0, augment=smoothed)
+    _, plain = jax.jit(step)(state, common)
+    np.testing.assert_allclose(weighted["loss"], 0.5 * plain["loss"], rtol=1e-5)
+    np.testing.assert_allclose(weighted["gradient_norm"], 0.5 * plain["gradient_norm"], rtol=1e-5)
+
+
+def test_an_example_that_comes_twice_in_a_step_is_seen_in_two_ways():
+    batch = {"index": jnp.array([4, 4, 9]), "epoch": jnp.array([6, 7, 0])}
+
+    def keys(step, **options):
+        return [tuple(key.tolist()) for key in jax.random.key_data(view_keys(1, jnp.int32(step), batch, **options))]
+
+    assert len(set(keys(3))) == 2 and len(set(keys(3, repeats=True))) == 3
+    assert keys(3, repeats=True) == keys(8, repeats=True)
+    assert keys(3, views=4, repeats=True) == keys(3, views=4)  # as the trunk cache has them
+
+
+def test_noise_differs_where_an_example_comes_twice_in_a_step(linear):
+    seen = []
+
+    class Noisy(Linear):
+        def apply(self, *arguments, key, **options):
+            jax.debug.callback(lambda data: seen.append(np.asarray(data)), jax.random.key_data(key))
+            return super().apply(*arguments, key=key, **options)
+
+    state, _, batch = linear(0.0)
+    batch |= {"index": np.full(16, 5, np.int32), "epoch": np.arange(16, dtype=np.int32)}
+    plan = FreezePlan("lite0", ("top", "classifier"), batch_norm="train")
+    optimizer = make_optimizer(phase(steps=1), plan, lambda step: RATE)
+    state = state.replace(opt_state=optimizer.init(state.params))
+    for repeats in (False, True):
+        inputs = Inputs(lambda batch, keys: (batch["image"], jax.nn.one_hot(batch["label"], 3)), repeats=repeats)
+        jax.block_until_ready(jax.jit(make_train_step(Noisy(), plan, optimizer, inputs))(state, batch))
+        jax.effects_barrier()
+    assert [len({tuple(key) for key in keys.tolist()}) for keys in seen] == [1, 16]
 
 
 def test_sam_stays_put_where_the_gradient_is_zero(linear):
