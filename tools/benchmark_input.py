@@ -150,8 +150,9 @@ def large_folders(folder: str, size: int, entries: list[int], batch_sizes: list[
         def loaded(count: int, batch_size: int, workers: int) -> float:
             options: dict[str, Any] = {"seed": 0, "workers": workers, "size": size, "batch_size": batch_size}
             with contextlib.closing(train_batches(sources[count], **options)) as batches:
-                next(batches)  # threads and workers are there
-                begin, steps = time.perf_counter(), max(2, 1200 // batch_size)
+                for _ in range(max(3, 5000 // batch_size)):  # until memory is not taken anew any more
+                    next(batches)
+                begin, steps = time.perf_counter(), max(2, 4000 // batch_size)
                 for _ in range(steps):
                     next(batches)
                 return steps * batch_size / (time.perf_counter() - begin)

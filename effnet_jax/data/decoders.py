@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import weakref
 from typing import Any
 
 import numpy as np
@@ -40,24 +41,14 @@ class Rows:
     Attributes:
       arrays: by field, [B, …].
       chunks: one for each part of them: what it skipped, when it is done.
-      block: the memory that they share with workers, if any.
     """
 
     arrays: dict[str, np.ndarray]
     chunks: list[concurrent.futures.Future[Bad]]
-    block: "Block | None" = None
 
     def wait(self) -> Bad:
         """Returns what was skipped once all rows are there. Raises what filling them raised, the first row's first."""
-        try:
-            return [entry for chunk in self.chunks for entry in chunk.result()]
-        finally:
-            self.release()
-
-    def release(self) -> None:
-        """Gives up what is shared with workers; the arrays stay."""
-        if self.block:
-            self.block.release()
+        return [entry for chunk in self.chunks for entry in chunk.result()]
 
 
 class Decoders:
@@ -75,7 +66,7 @@ class Decoders:
         self._count = workers or cores()
         self._workers: list[Worker] = []
         self._local = threading.local()
-        self._shared = workers > 0
+        self._blocks = Blocks(shared=workers > 0)
         self._payload = pickle.dumps(examples, pickle.HIGHEST_PROTOCOL) if workers else b""
         self._pool = concurrent.futures.ThreadPoolExecutor(self._count, "decoder")
 
@@ -94,15 +85,15 @@ class Decoders:
         """
         count, fields = len(positions), self._examples.fields
         size = min(max(1, -(-count // (_CHUNKS_A_THREAD * self._count))), _LARGEST_CHUNK)
-        block = Block(layout_bytes(fields, count)) if self._shared else None
-        arrays = laid_out(block.memory, fields, count) if block else self._examples.empty(count)
+        memory, path = self._blocks.lend(layout_bytes(fields, count))
+        arrays = laid_out(memory, fields, count)
         spans = [(start, min(start + size, count)) for start in range(0, count, size)]
-        chunks = [self._pool.submit(self._fill, positions[a:b], arrays, a, b, count, block) for a, b in spans]
-        return Rows(arrays, chunks, block)
+        chunks = [self._pool.submit(self._fill, positions[a:b], arrays, a, b, count, path) for a, b in spans]
+        return Rows(arrays, chunks)
 
-    def _fill(self, positions: np.ndarray, arrays: Arrays, start: int, stop: int, count: int, block: Any) -> Bad:
-        if block:
-            return self._worker().fill((block.path, count, start, positions))
+    def _fill(self, positions: np.ndarray, arrays: Arrays, start: int, stop: int, count: int, path: str) -> Bad:
+        if path:
+            return self._worker().fill((path, count, start, positions))
         return self._examples.fill(positions, {k: v[start:stop] for k, v in arrays.items()}, self._squares)
 
     def close(self) -> None:
@@ -112,6 +103,7 @@ class Decoders:
         self._pool.shutdown(wait=True, cancel_futures=True)
         for worker in self._workers:  # one that came up meanwhile
             worker.end()
+        self._blocks.close()
 
 
 class Worker:
@@ -188,6 +180,7 @@ def serve() -> None:
     os.dup2(2, 1)  # what a library prints is no answer
     requests = sys.stdin.buffer
     examples = pickle.load(requests)
+    blocks: dict[str, mmap.mmap] = {}  # few: they come again and again
     while True:
         try:
             path, count, start, positions = pickle.load(requests)
@@ -195,9 +188,10 @@ def serve() -> None:
             return
         bad, error = Bad(), ""
         try:
-            with open(path, "r+b") as file:
-                memory = mmap.mmap(file.fileno(), 0)
-            arrays = laid_out(memory, examples.fields, count)
+            if path not in blocks:
+                with open(path, "r+b") as file:
+                    blocks[path] = mmap.mmap(file.fileno(), 0)
+            arrays = laid_out(blocks[path], examples.fields, count)
             bad = examples.fill(positions, {k: v[start : start + len(positions)] for k, v in arrays.items()})
         except (DataError, OSError) as problem:
             error = str(problem)
@@ -205,12 +199,58 @@ def serve() -> None:
         answers.flush()
 
 
-class Block:
-    """Memory that this process shares with its workers."""
+class Blocks:
+    """Memory for batches, taken once: a block serves again when no array looks at it any more.
 
-    def __init__(self, size: int) -> None:
-        """Takes it: anonymous memory on Linux, which no bound of /dev/shm holds for; elsewhere a file."""
-        if hasattr(os, "memfd_create"):
+    A new block's pages have to be made by the kernel, one fault for each, which is a fifth of the time of decoding.
+    """
+
+    def __init__(self, shared: bool) -> None:
+        """Begins with none.
+
+        Args:
+          shared: whether other processes fill them.
+        """
+        self._shared = shared
+        self._free: list[_Block] = []
+        self._closed = False
+
+    def lend(self, size: int) -> tuple[np.ndarray, str]:
+        """Gives memory, uint8 [size], and the path that other processes open it by, "" where they do not.
+
+        It comes back by itself with the last array over it, those on a device without memory of its own included.
+        """
+        block = next((block for block in self._free if len(block.memory) == size), None)
+        if block:
+            self._free.remove(block)
+        else:
+            block = _Block(size, self._shared)
+        memory = np.frombuffer(block.memory, np.uint8)  # what all arrays over the block have as their base
+        weakref.finalize(memory, self._give_back, block).atexit = False
+        return memory, block.path
+
+    def _give_back(self, block: "_Block") -> None:
+        if self._closed:
+            block.close()
+        else:
+            self._free.append(block)
+
+    def close(self) -> None:
+        """Gives up what is free, and the rest as it comes back."""
+        self._closed = True
+        while self._free:
+            self._free.pop().close()
+
+
+class _Block:
+    """Memory of this process, or memory that it shares with its workers."""
+
+    def __init__(self, size: int, shared: bool) -> None:
+        self.path, self._file = "", -1
+        if not shared:
+            self.memory = mmap.mmap(-1, size)
+            return
+        if hasattr(os, "memfd_create"):  # anonymous memory, which no bound of /dev/shm holds for
             self._file = os.memfd_create("effnet_jax", os.MFD_CLOEXEC)
             self.path = f"/proc/{os.getpid()}/fd/{self._file}"
         else:
@@ -218,8 +258,8 @@ class Block:
         os.ftruncate(self._file, size)
         self.memory = mmap.mmap(self._file, size)
 
-    def release(self) -> None:
-        """Lets workers have it no longer; the memory goes when the last array in it does."""
+    def close(self) -> None:
+        """Lets workers have it no longer; the memory goes with the last array over it."""
         if self._file >= 0:
             os.close(self._file)
             if not self.path.startswith("/proc/"):

@@ -21,21 +21,8 @@ Fields = dict[str, tuple[tuple[int, ...], Any]]  # by name the shape of a row, a
 Arrays = Mapping[str, np.ndarray]
 
 
-class _Rows:
-    """What both kinds have in common."""
-
-    @property
-    def fields(self) -> Fields:
-        """The arrays of a batch."""
-        raise NotImplementedError
-
-    def empty(self, count: int) -> dict[str, np.ndarray]:
-        """Arrays of so many rows, to be filled."""
-        return {name: np.empty((count, *shape), dtype) for name, (shape, dtype) in self.fields.items()}
-
-
 @dataclasses.dataclass(frozen=True)
-class TrainingExamples(_Rows):
+class TrainingExamples:
     """Examples as training takes them: small images as they are, photographs as squares.
 
     Attributes:
@@ -113,7 +100,7 @@ class TrainingExamples(_Rows):
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluationExamples(_Rows):
+class EvaluationExamples:
     """Examples as evaluation takes them.
 
     Attributes:

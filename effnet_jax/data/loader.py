@@ -244,8 +244,9 @@ def _filled(
     """Fills batches ahead of their use. `steps` gives positions in the source, and what a batch has besides."""
     source = examples.source
     if isinstance(source, ArraySource) and source.fixed_shape is not None and isinstance(examples, TrainingExamples):
+        kinds = examples.fields
         for positions, others in steps:  # a gather needs no help
-            arrays = examples.empty(len(positions))
+            arrays = {name: np.empty((len(positions), *shape), dtype) for name, (shape, dtype) in kinds.items()}
             examples.fill(positions, arrays)
             yield {**arrays, **others}
         return
@@ -262,17 +263,13 @@ def _filled(
                     bad.append({"id": name, "error": error})
             return {**rows.arrays, **others}
 
-        try:
-            for positions, others in steps:
-                waiting.append((decoders.fill(positions), others))
-                size = layout_bytes(examples.fields, len(positions))
-                if len(waiting) > min(max(1, _BUFFER_BYTES // size), _BUFFER_BATCHES):
-                    yield taken()
-            while waiting:
+        for positions, others in steps:
+            waiting.append((decoders.fill(positions), others))
+            size = layout_bytes(examples.fields, len(positions))
+            if len(waiting) > min(max(1, _BUFFER_BYTES // size), _BUFFER_BATCHES):
                 yield taken()
-        finally:
-            for rows, _ in waiting:
-                rows.release()
+        while waiting:
+            yield taken()
 
 
 def prefetch(batches: Iterable[Batch], put: Callable[[Batch], Any], depth: int = 2) -> Iterator[Any]:

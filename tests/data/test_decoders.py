@@ -1,11 +1,13 @@
 """Threads and worker processes that fill batches: what a signal, a kill and a closed pipe come to."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -76,11 +78,48 @@ def test_nothing_is_left_of_workers(examples):
         rows = [decoders.fill(np.arange(8) % 8) for _ in range(4)]
         rows[0].wait()
         decoders.close()
-        for row in rows:
-            row.release()
-    del row, rows  # memory is theirs as long as they are there
+    del rows  # memory is theirs as long as they are there
     assert set(children()) == before
     assert len(os.listdir("/proc/self/fd")) <= files + 1
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("holder", ["the batch", "a row"])
+def test_memory_serves_again_when_nothing_looks_at_it(examples, workers, holder):
+    with contextlib.closing(Decoders(examples, workers=workers)) as decoders:
+        first = filled(decoders, np.arange(8))
+        place, expected = address(first), first[2].copy()
+        kept = first if holder == "the batch" else first[2]
+        del first
+        assert address(filled(decoders, np.arange(8)[::-1].copy())) != place
+        assert np.array_equal(kept[2] if holder == "the batch" else kept, expected)
+        del kept
+        assert place in (address(filled(decoders, np.arange(8))), address(filled(decoders, np.arange(8))))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_memory_that_a_device_shares_is_not_written_over(examples, workers):
+    """On a CPU an array of JAX's may be the host's memory itself, which it lets go of a while after the array."""
+    with contextlib.closing(Decoders(examples, workers=workers)) as decoders:
+        places = set()
+        for shift in range(30):
+            image = filled(decoders, (np.arange(8) + shift) % 8)
+            places.add(address(image))
+            put, expected = jax.device_put(image), image.copy()
+            del image
+            filled(decoders, np.arange(8)[::-1].copy())
+            assert np.array_equal(put, expected)
+        assert len(places) < 6
+
+
+def filled(decoders, positions):
+    rows = decoders.fill(positions)
+    rows.wait()
+    return rows.arrays["image"]
+
+
+def address(image):
+    return image.__array_interface__["data"][0]
 
 
 SCRIPT = """

@@ -51,7 +51,8 @@ def open_folder(
     """
     root = expand(root)
     asked = tuple(sorted({name for expression in expressions for name in split_names(expression)}))
-    place = _place(root, asked)
+    skip = on_bad_image == "skip"
+    place = _place(root, asked, skip)
     if kept := kept_table(place, root):
         table, about = kept
     else:
@@ -62,7 +63,7 @@ def open_folder(
         def visit(folder: str, status: os.stat_result) -> None:
             changed[folder] = status.st_mtime_ns
 
-        builder, known = _list(root, asked, on_bad_image == "skip", unread, visit, tell or (lambda number: None))
+        builder, known = _list(root, asked, skip, unread, visit, tell or (lambda number: None))
         about = {"note": unread.words(), "known": known}
         table = keep_table(place, builder.build(), changed, began, about)
     names = class_order(table.class_names, class_names)
@@ -80,11 +81,12 @@ def open_folder(
     return Dataset(displayed(root), names, sizes, split, notes=(about["note"],) if about["note"] else ())
 
 
-def _place(root: str, asked: Sequence[str]) -> str:
+def _place(root: str, asked: Sequence[str], skip: bool) -> str:
     """Where the listing of a large folder is kept for the next time."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    key = hashlib.sha256("\0".join([os.path.realpath(root), *asked]).encode("utf-8", "surrogateescape")).hexdigest()
-    return os.path.join(base, "effnet_jax", "listings", key[:32])
+    # What is an error without `skip` must not be passed over because of a listing with it.
+    of = "\0".join([os.path.realpath(root), *asked, "skip" * skip])
+    return os.path.join(base, "effnet_jax", "listings", hashlib.sha256(os.fsencode(of)).hexdigest()[:32])
 
 
 def _list(

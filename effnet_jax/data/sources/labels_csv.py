@@ -42,7 +42,7 @@ def labelled_files(
       split: of all its images; "": what its column `split` says, if it has one.
       skip: whether images that are not there are passed over.
       unread: counts them, and what else is not read.
-      visit: is told each folder and its status.
+      visit: is told each folder, and the table, with its status.
 
     Yields:
       A folder relative to the root, the names of images in it, their label and split.
@@ -57,7 +57,7 @@ def labelled_files(
     rows: dict[tuple[str, str, str], list[str]] = collections.defaultdict(list)
     seen: dict[str, int] = {}
     missing = []
-    for line, row in _rows(os.path.join(root, name), where):
+    for line, row in _rows(root, name, visit):
         asked, label = row[0].strip(), normal(row[1].strip())
         if not label or label.lower() == "nan":
             raise DataError(f"{where}, line {line}: {asked!r} has no label: give it one, or remove the line")
@@ -103,10 +103,13 @@ class _Sought:
         return named[0] if len(named) == 1 else None
 
 
-def _rows(path: str, where: str) -> Iterator[tuple[int, tuple[str, str, str]]]:
+def _rows(root: str, name: str, visit: Visit) -> Iterator[tuple[int, tuple[str, str, str]]]:
     """Yields the number of each line with its path, label and split."""
+    path = os.path.join(root, name)
+    where = displayed(path)
     try:
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            visit(name, os.fstat(file.fileno()))
             head = file.readline()
             delimiter = max(",;\t", key=head.count)
             header = next(csv.reader([head], delimiter=delimiter), [])

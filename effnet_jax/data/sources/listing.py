@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 from effnet_jax.errors import DataError
 
 Tell = Callable[[int], None]  # the number of images so far
-Visit = Callable[[str, os.stat_result], None]  # a folder that was listed, relative to the root, and its status
+# Is told what a listing follows from: a folder that was listed or a table that was read, relative to the root, and its
+# status.
+Visit = Callable[[str, os.stat_result], None]
 
 # What other programs leave behind, and nobody means.
 _SYSTEM_FOLDERS = frozenset(
@@ -22,8 +24,6 @@ _TO_CONVERT = frozenset(
     (".heic", ".heif", ".jxl", ".exr", ".hdr", ".svg", ".pdf", ".eps")
     + (".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2")
 )
-
-
 _SHOWN = 5
 
 
@@ -35,11 +35,6 @@ def suffixes() -> frozenset[str]:
     Image.init()
     readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     return frozenset(readable - _NOT_READ)
-
-
-def is_image(name: str) -> bool:
-    """Whether a file's name has an image's ending."""
-    return os.path.splitext(name)[1].lower() in suffixes()
 
 
 class Unread:

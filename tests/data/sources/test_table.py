@@ -10,6 +10,7 @@ import pytest
 
 from effnet_jax.data.sources import table
 from effnet_jax.data.sources.folder import open_folder
+from effnet_jax.errors import DataError
 
 OLD = time.time() - 3600
 
@@ -74,6 +75,28 @@ def test_a_folder_that_changed_is_listed_again(kept, monkeypatch, change):
     assert count > 5
     sizes = {"added": (9, 4), "removed": (7, 4), "a class added": (12, 4), "moved": (7, 5)}[change]
     assert tuple(dataset.sizes.values()) == sizes
+
+
+def test_a_table_of_labels_that_changed_is_read_again(kept, monkeypatch):
+    lines = ["path,label", *(f"{path.relative_to(kept)},{path.stem}" for path in sorted(kept.glob("train/cat/*.jpg")))]
+    flat = kept / "train" / "cat"
+    labels = flat / "labels.csv"
+    for swapped in (False, True):
+        named = [line.replace("train/cat/", "") for line in (lines if not swapped else [lines[0], *lines[2:]])]
+        labels.write_text("\n".join(named))
+        os.utime(labels, (OLD + swapped, OLD + swapped))
+        os.utime(flat, (OLD, OLD))  # writing to a file does not change its folder
+        assert len(open_folder(str(flat), ["all"]).class_names) == len(named) - 1
+
+
+def test_what_was_skipped_is_an_error_for_a_run_that_skips_nothing(kept, monkeypatch):
+    flat = kept / "train" / "cat"
+    (flat / "labels.csv").write_text("path,label\n000.jpg,a\n001.jpg,b\nmissing.jpg,a\n")
+    for path in (flat, flat / "labels.csv"):
+        os.utime(path, (OLD, OLD))
+    open_folder(str(flat), ["all"], on_bad_image="skip")
+    with pytest.raises(DataError, match=r"names images that are not below .*missing\.jpg"):
+        open_folder(str(flat), ["all"])
 
 
 def test_a_folder_that_was_changed_a_moment_ago_is_not_trusted(kept, monkeypatch):
