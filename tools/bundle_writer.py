@@ -4,7 +4,7 @@ The files are those of the formats that `effnet_jax.weights.tensor_bundle` and `
 """
 
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import google_crc32c
@@ -24,7 +24,6 @@ def write_bundle(
     *,
     shards: int = 1,
     big_endian: bool = False,
-    compress: Callable[[bytes], bytes] | None = None,
 ) -> None:
     """Writes `<prefix>.index` and `<prefix>.data-…`.
 
@@ -33,7 +32,6 @@ def write_bundle(
       tensors: name and array of each, in any order; they are taken one at a time.
       shards: number of data files; the tensors go to them in turn.
       big_endian: of the numbers in the data files.
-      compress: Snappy compression for the blocks of the index, or None to store them as they are.
     """
     entries = {b"": _field(1, shards) + (_field(2, 1) if big_endian else b"") + _field(3, _field(1, 1))}
     files = [data_path(prefix, shard, shards).open("wb") for shard in range(shards)]
@@ -55,18 +53,18 @@ def write_bundle(
         files[shard].write(raw.data)
     for file in files:
         file.close()
-    index_path(prefix).write_bytes(write_table(entries, compress=compress))
+    index_path(prefix).write_bytes(write_table(entries))
 
 
-def write_table(entries: Mapping[bytes, bytes], *, compress: Callable[[bytes], bytes] | None = None) -> bytes:
+def write_table(entries: Mapping[bytes, bytes]) -> bytes:
     """Returns a sorted table."""
     table = bytearray()
 
     def append(block: bytes) -> bytes:
         """Appends a block; returns its position as the index has it."""
-        block, kind = (compress(block), b"\1") if compress else (block, b"\0")
         handle = write_varint(len(table)) + write_varint(len(block))
-        table.extend(block + kind + struct.pack("<I", mask_crc(google_crc32c.value(block + kind))))
+        stored = block + b"\0"  # not compressed
+        table.extend(stored + struct.pack("<I", mask_crc(google_crc32c.value(stored))))
         return handle
 
     index, pending = {}, {}

@@ -2,7 +2,9 @@
 
     python tools/prepare_data.py cifar100 --data_dir=~/tensorflow_datasets     # needs TensorFlow and a network
     python tools/prepare_data.py photographs/ prepared/photographs             # needs neither
+    python tools/prepare_data.py photographs/ prepared/photographs --short_side=320 --on_bad_image=skip
     python tools/prepare_data.py cifar-100-python.tar.gz prepared/cifar100
+    python tools/prepare_data.py hf://user/photographs prepared/photographs
 
 The first is read with data.name=cifar100 data.data_dir=…, the others with data.name=prepared/….
 """
@@ -16,15 +18,23 @@ from effnet_jax.errors import run_command
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", help="a tensorflow-datasets name, or with OUT an image folder, .npz or CIFAR archive")
+    parser.add_argument("source", help="a tensorflow-datasets name, or with OUT whatever data.name takes")
     parser.add_argument("out", nargs="?", help="the folder to write a folder or archive to")
     parser.add_argument("--data_dir", default="", help="where tensorflow-datasets keeps its sets")
     parser.add_argument("--on_bad_image", choices=("error", "skip"), default="error", help="what to do with bad images")
+    parser.add_argument(
+        "--short_side",
+        type=int,
+        default=0,
+        help="make larger photographs smaller, to this shorter side in pixels: 8/7 of the resolution and more will do",
+    )
     args = parser.parse_args()
     if args.out is None:
         print(f"prepared {prepare_named(args.source, args.data_dir)}")
         return 0
-    out, bad = prepare_files(args.source, args.out, on_bad_image=args.on_bad_image, progress=_progress)
+    out, bad = prepare_files(
+        args.source, args.out, on_bad_image=args.on_bad_image, short_side=args.short_side, progress=_progress
+    )
     print(f"\nwrote {out}: use it with data.name={out}")
     for entry in bad:
         print(f"left out {entry['error']}")

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from effnet_jax.data.examples import Arrays, Bad, Examples, Fields
+from effnet_jax.data.sources.base import EncodedSource
 from effnet_jax.data.squares import Squares
 from effnet_jax.errors import DataError
 
@@ -67,7 +68,7 @@ class Decoders:
         self._workers: list[Worker] = []
         self._local = threading.local()
         self._blocks = Blocks(shared=workers > 0)
-        self._payload = pickle.dumps(examples, pickle.HIGHEST_PROTOCOL) if workers else b""
+        self._payload = _payload(examples) if workers else b""
         self._pool = concurrent.futures.ThreadPoolExecutor(self._count, "decoder")
 
     def _worker(self) -> "Worker":
@@ -104,6 +105,14 @@ class Decoders:
         for worker in self._workers:  # one that came up meanwhile
             worker.end()
         self._blocks.close()
+
+
+def _payload(examples: Examples) -> bytes:
+    """Examples as a worker gets them: without the labels of all, since its records have them."""
+    source = examples.source
+    if isinstance(source, EncodedSource):
+        examples = dataclasses.replace(examples, source=dataclasses.replace(source, labels=None))
+    return pickle.dumps(examples, pickle.HIGHEST_PROTOCOL)
 
 
 class Worker:

@@ -250,6 +250,8 @@ def _filled(
             examples.fill(positions, arrays)
             yield {**arrays, **others}
         return
+    if isinstance(source, ArraySource):
+        workers = 0  # each would get all of the array
     bad = [] if bad is None else bad
     listed = {entry["id"] for entry in bad}
     waiting: collections.deque[Any] = collections.deque()

@@ -1,29 +1,36 @@
 """Preparing data before a run, so that a job on many hosts never downloads and reads few large files.
 
-Sets that tensorflow-datasets knows are prepared by it, which needs TensorFlow and a network. Folders and archives are
-written in the same format (ArrayRecord with `dataset_info.json` and `features.json`), which needs neither.
+Sets that tensorflow-datasets knows are prepared by it, which needs TensorFlow and a network. Folders, archives and
+tables are written in the same format (ArrayRecord with `dataset_info.json` and `features.json`), which needs neither.
 """
 
+import concurrent.futures
+import dataclasses
 import importlib.util
 import io
+import itertools
 import json
 import os
 import re
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from effnet_jax import files
 from effnet_jax.data.decode import decode_image
+from effnet_jax.data.decoders import cores
 from effnet_jax.data.sources import open_dataset
-from effnet_jax.data.sources.base import ArraySource, Source, expand
+from effnet_jax.data.sources.base import ArraySource, Read, Source, expand
+from effnet_jax.data.sources.listing import displayed
 from effnet_jax.data.sources.prepared import default_data_dir
 from effnet_jax.errors import DataError, nearest
 
 VERSION = "1.0.0"
 SHARD_BYTES = 2**28
+_CHUNK = 256
+_QUALITY = 95  # of JPEGs that are made smaller
 
 
 def prepare_named(name: str, data_dir: str = "") -> str:
@@ -58,17 +65,23 @@ def prepare_named(name: str, data_dir: str = "") -> str:
 
 
 def prepare_files(
-    source: str, out: str, *, on_bad_image: str = "error", progress: Callable[[str, int, int], None] | None = None
+    source: str,
+    out: str,
+    *,
+    on_bad_image: str = "error",
+    short_side: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> tuple[str, list[dict[str, str]]]:
-    """Writes an image folder, `.npz` or CIFAR archive as ArrayRecord.
+    """Writes an image folder, `.npz`, CIFAR archive or set of Hugging Face as ArrayRecord.
 
     The result opens as `data.name = out`, and with `tensorflow_datasets.builder_from_directory` too. Files keep their
     bytes; arrays become PNG. Every image is decoded once, so that damaged ones are met here and not in a run.
 
     Args:
-      source: what `sources.open_dataset` opens by path.
+      source: what `sources.open_dataset` opens.
       out: the folder to make; it must not exist.
-      on_bad_image: `"error"`, or `"skip"` to leave out what cannot be decoded.
+      on_bad_image: `"error"`, or `"skip"` to leave out what cannot be read.
+      short_side: larger photographs become JPEGs of this shorter side in pixels, the right way up; 0: none does.
       progress: called with split, examples done and examples in all.
 
     Returns:
@@ -83,70 +96,97 @@ def prepare_files(
     if os.path.exists(out):
         raise DataError(f"{out} exists: choose another folder, or remove it")
     name = re.sub(r"\W+", "_", os.path.basename(out)).strip("_").lower() or "images"
-    partial = f"{out}.partial-{os.getpid()}"
-    folder = os.path.join(partial, VERSION)
-    os.makedirs(folder)
     bad: list[dict[str, str]] = []
-    try:
-        dataset = open_dataset({"name": source}, ["all"])
-        sources = {split: dataset.split(split) for split, size in dataset.sizes.items() if size}
+    dataset = open_dataset({"name": source, "on_bad_image": on_bad_image}, ["all"])
+    sources = {split: dataset.split(split) for split, size in dataset.sizes.items() if size}
+    with files.new_folder(out) as partial:
+        folder = os.path.join(partial, VERSION)
+        os.makedirs(folder)
         splits = [
-            _write_split(folder, name, split, opened, on_bad_image, bad, progress) for split, opened in sources.items()
+            _write_split(folder, name, split, _Encoder(opened, expand(source), short_side), bad, progress)
+            for split, opened in sources.items()
         ]
         _write_info(folder, name, os.path.basename(expand(source)), next(iter(sources.values())), splits)
-        os.rename(partial, out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return out, bad
+
+
+@dataclasses.dataclass(frozen=True)
+class _Encoder:
+    """Gives the images of a source as they are written."""
+
+    source: Source
+    root: str
+    short_side: int
+
+    def at(self, positions: np.ndarray, pool: concurrent.futures.Executor) -> list[Read]:
+        """Encoded images with labels and ids, checked by decoding them."""
+        return list(pool.map(self._encoded, positions.tolist(), self.source.read_many(positions)))
+
+    def _encoded(self, index: int, read: Read) -> Read:
+        if isinstance(read, DataError):
+            return read
+        data, label, name = read
+        try:
+            if isinstance(self.source, ArraySource):
+                buffer = io.BytesIO()
+                Image.fromarray(data).save(buffer, "PNG")
+                return buffer.getvalue(), label, name
+            data = _smaller(data, self.short_side, name)
+        except DataError as error:
+            return error
+        # Of a file's path what lies below the root: split/class/file.
+        below = name.removeprefix(displayed(os.path.join(self.root, "")))
+        return data, label, below.replace(os.sep, "/")
+
+
+def _smaller(data: bytes, short_side: int, name: str) -> bytes:
+    """An image file with a shorter side of at most `short_side` pixels: itself where that holds, or where it is 0."""
+    image = decode_image(data, name=name, min_side=2 * short_side)
+    height, width = image.shape[:2]
+    if not short_side or min(height, width) <= short_side:
+        return data
+    scale = short_side / min(height, width)
+    size = (max(short_side, round(width * scale)), max(short_side, round(height * scale)))
+    buffer = io.BytesIO()
+    Image.fromarray(image).resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=_QUALITY)
+    return buffer.getvalue()
 
 
 def _write_split(
     folder: str,
     name: str,
     split: str,
-    source: Source,
-    on_bad_image: str,
+    encoder: _Encoder,
     bad: list[dict[str, str]],
     progress: Callable[[str, int, int], None] | None,
 ) -> dict[str, Any]:
     """Writes the shards of one split; returns its entry for `dataset_info.json`."""
     from array_record.python import array_record_module
-    from tensorflow_datasets.proto import tf_example_pb2
 
-    total = _bytes_estimate(source)
-    shards = max(1, -(-total // SHARD_BYTES))
-    ends = [len(source) * (shard + 1) // shards for shard in range(shards)]
-    lengths, written, position = [], 0, 0
-    examples = _examples(source)
-    for shard, end in enumerate(ends):
-        path = os.path.join(folder, f"{name}-{split}.array_record-{shard:05d}-of-{shards:05d}")
-        writer = array_record_module.ArrayRecordWriter(path, "group_size:1")
-        length = 0
-        try:
-            while position < end:
-                position += 1
-                data, label, example_id = next(examples)
-                if progress:
-                    progress(split, position, len(source))
-                try:
-                    decode_image(data, name=example_id)
-                except DataError as error:
-                    if on_bad_image != "skip":
-                        raise
-                    bad.append({"id": example_id, "error": str(error)})
-                    continue
-                example = tf_example_pb2.Example()
-                feature = example.features.feature
-                feature["image"].bytes_list.value.append(data)
-                feature["label"].int64_list.value.append(label)
-                feature["id"].bytes_list.value.append(example_id.encode())
-                writer.write(example.SerializeToString())
-                written += len(data)
-                length += 1
-        finally:
-            writer.close()
-        lengths.append(str(length))
+    source, lengths, written = encoder.source, [], 0
+    with concurrent.futures.ThreadPoolExecutor(cores()) as pool:
+        shards = max(1, -(-_bytes_estimate(encoder, pool) // SHARD_BYTES))
+        ends = [len(source) * shard // shards for shard in range(shards + 1)]
+        for shard, (begin, end) in enumerate(itertools.pairwise(ends)):
+            path = os.path.join(folder, f"{name}-{split}.array_record-{shard:05d}-of-{shards:05d}")
+            writer, length = array_record_module.ArrayRecordWriter(path, "group_size:1"), 0
+            try:
+                for start in range(begin, end, _CHUNK):
+                    positions = np.arange(start, min(start + _CHUNK, end))
+                    for index, read in zip(positions.tolist(), encoder.at(positions, pool), strict=True):
+                        if progress:
+                            progress(split, index + 1, len(source))
+                        if isinstance(read, DataError):
+                            if source.on_bad_image != "skip":
+                                raise read
+                            bad.append({"id": source.example_id(index), "error": str(read)})
+                            continue
+                        writer.write(_serialized(*read))
+                        written += len(read[0])
+                        length += 1
+            finally:
+                writer.close()
+            lengths.append(str(length))
     return {
         "name": split,
         "numBytes": str(written),
@@ -155,23 +195,23 @@ def _write_split(
     }
 
 
-def _examples(source: Source) -> Iterator[tuple[bytes, int, str]]:
-    for index in range(len(source)):
-        if isinstance(source, ArraySource):
-            buffer = io.BytesIO()
-            Image.fromarray(source.images[index]).save(buffer, "PNG")
-            yield buffer.getvalue(), int(source.labels[index]), source.example_id(index)
-        else:
-            data, label, path = source.encoded(index)
-            # Of a file's path what lies below the root: split/class/file.
-            yield data, label, "/".join(path.replace(os.sep, "/").split("/")[-3:])
+def _serialized(data: bytes, label: int, name: str) -> bytes:
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    example = tf_example_pb2.Example()
+    feature = example.features.feature
+    feature["image"].bytes_list.value.append(data)
+    feature["label"].int64_list.value.append(label)
+    feature["id"].bytes_list.value.append(name.encode())
+    return example.SerializeToString()
 
 
-def _bytes_estimate(source: Source) -> int:
-    if isinstance(source, ArraySource):
-        return source.images.nbytes
-    sample = range(0, len(source), max(1, len(source) // 100))
-    return len(source) * sum(len(source.encoded(index)[0]) for index in sample) // len(sample)
+def _bytes_estimate(encoder: _Encoder, pool: concurrent.futures.Executor) -> int:
+    """Bytes of all images as they are written, told from some of them."""
+    count = len(encoder.source)
+    sample = encoder.at(np.arange(0, count, max(1, count // 100)), pool)
+    sizes = [len(read[0]) for read in sample if not isinstance(read, DataError)]
+    return count * sum(sizes) // max(1, len(sizes))
 
 
 def _write_info(folder: str, name: str, origin: str, source: Source, splits: list[dict[str, Any]]) -> None:

@@ -7,6 +7,7 @@ tensors needs are known here, and each stands for a plain record: no code of the
 
 import collections
 import io
+import math
 import pickle
 import re
 import struct
@@ -18,6 +19,7 @@ from typing import Any, BinaryIO, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from effnet_jax.archives import most_unpacked
 from effnet_jax.errors import CheckpointError
 from effnet_jax.weights.checkpoint import Checkpoint, Entry
 
@@ -158,7 +160,7 @@ class TorchFile(Checkpoint):
         )
         if 0 in tensor.shape:
             return np.empty(tensor.shape, tensor.storage.dtype)
-        if reach >= tensor.storage.length:
+        if reach >= tensor.storage.length or math.prod(tensor.shape) > tensor.storage.length:
             raise CheckpointError(f"{self.source}: {name} reaches beyond its storage: {_DOWNLOAD_AGAIN}")
         numbers = np.frombuffer(self._read_storage(name, tensor.storage), tensor.storage.dtype.newbyteorder("<"))
         strides = [stride * numbers.itemsize for stride in tensor.strides]
@@ -172,7 +174,7 @@ class TorchFile(Checkpoint):
             if isinstance(place, int):
                 with self.source.open("rb") as file:
                     file.seek(place)
-                    raw = file.read(size)
+                    raw = file.read(min(size, self.source.stat().st_size))  # a size that lies takes no room
             elif place is not None:
                 with zipfile.ZipFile(self.source) as archive:
                     raw = archive.read(place)  # its checksum is verified
@@ -229,6 +231,8 @@ def _read_zip(path: Path) -> tuple[Any, dict[str, str]]:
     """Returns the state dict, and the archive's member that holds each storage."""
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
+        if sum(info.file_size for info in archive.infolist()) > most_unpacked(path):
+            raise pickle.UnpicklingError("it unpacks to many times its size")
         (pickled,) = [name for name in names if name.endswith("/data.pkl")]
         root = pickled.removesuffix("data.pkl")
         if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from effnet_jax.archives import ArchiveError, Npz, most_unpacked
 from effnet_jax.errors import CheckpointError, nearest
 from effnet_jax.weights.checkpoint import Checkpoint, Entry
 from effnet_jax.weights.pth import TorchFile
@@ -120,7 +121,7 @@ def _open_archive(path: Path) -> Checkpoint:
 
 def _unpack(path: Path, folder: Path) -> list[str]:
     """Copies the files of checkpoints out of an archive; returns the names of all files in it."""
-    members = []
+    members, room = [], most_unpacked(path)
     with tarfile.open(path) as archive:
         for member in archive:
             place = PurePosixPath(member.name)
@@ -138,6 +139,12 @@ def _unpack(path: Path, folder: Path) -> list[str]:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 content = archive.extractfile(member)
                 assert content is not None  # it is a regular file
+                room -= member.size
+                if room < 0:
+                    raise CheckpointError(
+                        f"the archive {path} unpacks to many times its size, so it is no published checkpoint: nothing "
+                        "was kept on your disk; get it from its source"
+                    )
                 with target.open("xb") as file:
                     shutil.copyfileobj(content, file, 1 << 20)
     return members
@@ -154,31 +161,20 @@ class NumpyFile(Checkpoint):
         super().__init__()
         self.source = path
         self.files = (path,)
-        self.entries: dict[str, Entry] = {}
         try:
-            self._archive = zipfile.ZipFile(path)
+            self._archive = Npz(path)
             self.keep(self._archive)
-            for member in self._archive.namelist():
-                with self._archive.open(member) as file:
-                    version = np.lib.format.read_magic(file)
-                    read_header = (
-                        np.lib.format.read_array_header_1_0
-                        if version == (1, 0)
-                        else np.lib.format.read_array_header_2_0
-                    )
-                    shape, _, dtype = read_header(file)
-                self.entries[member.removesuffix(".npy")] = Entry(shape, dtype.name)
-        except (zipfile.BadZipFile, ValueError, EOFError, zlib.error, NotImplementedError) as error:
+            headers = {name: self._archive.header(name) for name in self._archive.names}
+        except ArchiveError as error:
             self.close()
             raise CheckpointError(f"{path} is no .npz, or damaged ({error}): make or download it again") from None
+        self.entries = {name: Entry(shape, dtype.name) for name, (shape, dtype) in headers.items()}
 
     def read(self, name: str) -> np.ndarray:
         """Returns one array; the archive's checksum is verified."""
         self._entry(name)
         try:
-            with self._archive.open(f"{name}.npy") as file:
-                array = np.lib.format.read_array(file, allow_pickle=False)
-                file.read(1)  # at the end of a member its checksum is compared
-        except (zipfile.BadZipFile, ValueError, EOFError, zlib.error, KeyError) as error:
-            raise CheckpointError(f"{self.source}: {name} is damaged ({error}): make or download it again") from None
+            array = self._archive.read(name)
+        except ArchiveError as error:
+            raise CheckpointError(f"{self.source}: {error}; make or download it again") from None
         return np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False))

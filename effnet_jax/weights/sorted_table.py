@@ -16,7 +16,8 @@ import google_crc32c
 FOOTER_SIZE = 48
 TRAILER_SIZE = 5  # compression type and checksum
 MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)
-_PLAIN, _SNAPPY = 0, 1
+_PLAIN = 0
+_MOST_NAMES = 2**24  # bytes of keys written out; those of the largest checkpoint have a megabyte
 
 
 class TableError(ValueError):
@@ -76,6 +77,7 @@ def read_table(data: bytes) -> dict[bytes, bytes]:
 
     entries: dict[bytes, bytes] = {}
     handles = []
+    room = _MOST_NAMES
     for last_key, value in _block_entries(_read_block(data, *index)):
         offset, position = read_varint(value, 0)
         size, position = read_varint(value, position)
@@ -86,6 +88,9 @@ def read_table(data: bytes) -> dict[bytes, bytes]:
             if entries and key <= next(reversed(entries)):
                 raise TableError("the keys are out of order")
             entries[key] = entry
+            room -= len(key)
+            if room < 0:
+                raise TableError("its names are longer than those of any checkpoint")
         if entries and next(reversed(entries)) > last_key:
             raise TableError("a block holds keys beyond its end")
     list(_block_entries(_read_block(data, *meta)))
@@ -111,8 +116,7 @@ def _read_block(data: bytes, offset: int, size: int) -> bytes:
     block, compression = data[offset:end], data[end]
     if compression == _PLAIN:
         return block
-    if compression == _SNAPPY:
-        return snappy_decompress(block)
+    # TensorFlow's writer of checkpoints never compresses their index.
     raise TableError(f"the block at byte {offset} has the unknown compression {compression}")
 
 
@@ -124,7 +128,7 @@ def _block_entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
     end = len(block) - 4 - 4 * restarts
     if end < 0:
         raise TableError("a block is too short for its restart points")
-    key, position = b"", 0
+    key, position, names = b"", 0, 0
     while position < end:
         shared, position = read_varint(block, position)
         unshared, position = read_varint(block, position)
@@ -133,46 +137,8 @@ def _block_entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
             raise TableError("an entry runs over the end of its block")
         key = key[:shared] + block[position : position + unshared]
         position += unshared
+        names += len(key)
+        if names > _MOST_NAMES:
+            raise TableError("its names are longer than those of any checkpoint")
         yield key, block[position : position + length]
         position += length
-
-
-def snappy_decompress(data: bytes) -> bytes:
-    """Undoes Snappy's compression (google/snappy, `format_description.txt`).
-
-    Raises:
-      TableError: the bytes are no Snappy stream, or not of the length that they state.
-    """
-    length, position = read_varint(data, 0)
-    output = bytearray()
-    while position < len(data):
-        tag = data[position]
-        position += 1
-        kind = tag & 3
-        if kind == 0:  # literal bytes
-            count = tag >> 2
-            if count >= 60:
-                width = count - 59
-                count = int.from_bytes(data[position : position + width], "little")
-                position += width
-            count += 1
-            if position + count > len(data):
-                raise TableError("a compressed block is cut off")
-            output += data[position : position + count]
-            position += count
-            continue
-        if kind == 1:  # copy, 11 bits of distance
-            count, width, high = 4 + (tag >> 2 & 7), 1, tag >> 5 << 8
-        else:  # copy, 16 or 32 bits of distance
-            count, width, high = 1 + (tag >> 2), 2 if kind == 2 else 4, 0
-        distance = high | int.from_bytes(data[position : position + width], "little")
-        if position + width > len(data) or not 0 < distance <= len(output):
-            raise TableError("a compressed block points outside itself")
-        position += width
-        start = len(output) - distance
-        # A copy may overlap what it writes: the bytes at the start repeat.
-        repeated = bytes(output[start : start + count])
-        output += (repeated * (count // len(repeated) + 1))[:count]
-    if len(output) != length:
-        raise TableError("a compressed block has the wrong length")
-    return bytes(output)

@@ -28,13 +28,13 @@ def _rebuild_tensor_v2(*arguments):
 
 class FakeTensor:
     def __init__(self, key: str, array: np.ndarray, strides: tuple[int, ...] | None = None) -> None:
-        self.key, self.array = key, array
+        self.key, self.array, self.shape = key, array, array.shape
         self.strides = strides or tuple(stride // 4 for stride in array.strides)
 
     def __reduce__(self):
         storage = ("storage", FloatStorage, self.key, "cpu", self.array.size)
         hooks: collections.OrderedDict = collections.OrderedDict()
-        return _rebuild_tensor_v2, (Persistent(storage), 0, self.array.shape, self.strides, False, hooks)
+        return _rebuild_tensor_v2, (Persistent(storage), 0, self.shape, self.strides, False, hooks)
 
 
 class Persistent:
@@ -142,6 +142,10 @@ def test_damage_is_an_error(tmp_path, dumps):
     far = FakeTensor("0", ARRAYS["a"], strides=(100, 1))
     with pytest.raises(CheckpointError, match="reaches beyond its storage"):
         TorchFile(write_zip(path, dumps({"a": far}), {"0": data})).read("a")
+    vast = FakeTensor("0", ARRAYS["a"], strides=(0, 0))
+    vast.shape = (10**6, 10**6)
+    with pytest.raises(CheckpointError, match="reaches beyond its storage"):
+        TorchFile(write_zip(path, dumps({"a": vast}), {"0": data})).read("a")
     write_zip(path, pickled, {"0": data})
     damaged = bytearray(path.read_bytes())
     damaged[damaged.find(data)] ^= 1

@@ -1,13 +1,15 @@
 """TensorFlow's checkpoint files: the right numbers or an error, never wrong numbers."""
 
 import shutil
+import struct
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 import pytest
 
 from effnet_jax.errors import CheckpointError
-from effnet_jax.weights.sorted_table import TableError, read_table, snappy_decompress, write_varint
+from effnet_jax.weights.sorted_table import MAGIC, TableError, mask_crc, read_table, write_varint
 from effnet_jax.weights.tensor_bundle import TensorBundle, read_index
 from tools.bundle_writer import write_bundle, write_table
 
@@ -153,68 +155,19 @@ def test_shards_and_byte_orders(tmp_path, shards, big_endian):
         np.testing.assert_array_equal(array, arrays[name])
 
 
-def compress(data: bytes) -> bytes:
-    """Snappy compression that uses each kind of element: literals of all lengths, near and far copies."""
-    output, position = bytearray(write_varint(len(data))), 0
-
-    def literal(part: bytes) -> bytes:
-        size = len(part) - 1
-        width = 0 if len(part) <= 60 else (size.bit_length() + 7) // 8
-        head = size << 2 if not width else (59 + width) << 2
-        return bytes([head]) + (size.to_bytes(width, "little") if width else b"") + part
-
-    pending = bytearray()
-    while position < len(data):
-        start = data.rfind(data[position : position + 4], 0, position) if position + 4 <= len(data) else -1
-        if start < 0:
-            pending.append(data[position])
-            position += 1
-            continue
-        if pending:
-            output += literal(bytes(pending))
-            pending.clear()
-        count = 4
-        while count < 64 and position + count < len(data) and data[start + count] == data[position + count]:
-            count += 1
-        distance = position - start
-        if count <= 11 and distance < 2048:
-            output += bytes([1 | count - 4 << 2 | distance >> 8 << 5, distance & 255])
-        elif distance < 65536:
-            output += bytes([2 | count - 1 << 2]) + distance.to_bytes(2, "little")
-        else:
-            output += bytes([3 | count - 1 << 2]) + distance.to_bytes(4, "little")
-        position += count
-    if pending:
-        output += literal(bytes(pending))
-    return bytes(output)
-
-
-def test_snappy_blocks(tmp_path, golden):
-    random = np.random.default_rng(0).integers(0, 256, 70_000, dtype=np.uint8).tobytes()
-    for data in (b"", b"a", b"abcd" * 100, b"a" * 500, random[:100], random + random[:50] + b"xyz" * 30):
-        assert snappy_decompress(compress(data)) == data
-    # A vector from the format's description: a copy that overlaps what it writes.
-    assert snappy_decompress(bytes([7, 1 << 2]) + b"ab" + bytes([1 | 1 << 2, 2])) == b"abababa"
-
-    arrays = {f"layer_{number}/kernel": np.full(3, number, np.float32) for number in range(400)}
-    write_bundle(tmp_path / "model", arrays, compress=compress)
-    found = read_all(tmp_path / "model")
-    assert all(np.array_equal(found[name], array) for name, array in arrays.items())
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"\x05\x10abc",  # a literal that is cut off
-        b"\x09\x00a\x01\x02",  # a copy from before the start
-        b"\x09\x00a\x02",  # a copy that is cut off
-        b"\x03\x04ab",  # fewer bytes than stated
-        b"\xff\xff",  # an endless number
-    ],
-)
-def test_damaged_snappy_is_an_error(data):
-    with pytest.raises(TableError):
-        snappy_decompress(data)
+def test_names_that_expand_without_a_bound_are_refused():
+    """Each entry shares all of the name before it and adds a byte: the names' room grows with its square."""
+    entry = b"".join(write_varint(number) for number in (0, 1, 0)) + b"a"
+    block = entry + b"".join(write_varint(shared) + b"\1\0a" for shared in range(1, 20_000)) + bytes(4)
+    handle = write_varint(0) + write_varint(len(block))
+    index = b"\0\1" + write_varint(len(handle)) + b"b" + handle + bytes(4)
+    data, handles = b"", b""
+    for content in (block, index):
+        handles = write_varint(len(data)) + write_varint(len(content))
+        stored = content + b"\0"
+        data += stored + struct.pack("<I", mask_crc(google_crc32c.value(stored)))
+    with pytest.raises(TableError, match="names are longer"):
+        read_table(data + (handles + handles).ljust(40, b"\0") + MAGIC)
 
 
 def test_the_index_of_a_published_checkpoint(golden):

@@ -11,6 +11,7 @@ from effnet_jax.data.sources.base import Source, expand
 from effnet_jax.data.sources.cifar import is_cifar_folder, open_cifar
 from effnet_jax.data.sources.dataset import Dataset
 from effnet_jax.data.sources.folder import open_folder
+from effnet_jax.data.sources.hugging_face import is_hugging_face, open_hugging_face
 from effnet_jax.data.sources.listing import Tell
 from effnet_jax.data.sources.prepared import find_prepared, open_prepared, prepared_below
 from effnet_jax.errors import ConfigError, DataError, nearest
@@ -31,9 +32,10 @@ def open_dataset(
     """Opens a data set.
 
     Args:
-      data: the config's `data`: `name` (a tensorflow-datasets name, or a path to an image folder, an `.npz`, a CIFAR
-        archive or its unpacked folder, or a set written by tools/prepare_data.py), `data_dir` (where
-        tensorflow-datasets' prepared sets are), `train`, `validation`, `test` (split expressions), `on_bad_image`.
+      data: the config's `data`: `name` (a tensorflow-datasets name; `hf://` and a hub id; or a path to an image folder,
+        an `.npz`, a CIFAR archive or its unpacked folder, a set written by tools/prepare_data.py, a folder that
+        Hugging Face's `save_to_disk` wrote, or parquet files), `data_dir` (where tensorflow-datasets' prepared sets
+        are), `train`, `validation`, `test` (split expressions), `on_bad_image`.
       expressions: that will be asked for; None: those of `data`.
       class_names: an order of the classes to keep where they are the same, as an earlier start of a run had it.
       tell: hears of the images of a folder while they are listed: their number so far.
@@ -54,6 +56,8 @@ def open_dataset(
     if expressions is None:
         expressions = [str(data[role]) for role in ROLES if data.get(role)]
     path = expand(name)
+    if is_hugging_face(name):
+        return open_hugging_face(name, expressions, on_bad_image=on_bad_image)
     if data_dir and os.path.isdir(os.path.join(expand(data_dir), name.partition(":")[0])):
         return open_prepared(find_prepared(name, data_dir), on_bad_image=on_bad_image)
     if os.path.isdir(path):

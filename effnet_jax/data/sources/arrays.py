@@ -2,12 +2,11 @@
 
 import contextlib
 import functools
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from effnet_jax.archives import ArchiveError, Npz
 from effnet_jax.data.sources.base import ArraySource, check_labels, expand
 from effnet_jax.data.sources.dataset import Dataset, class_order
 from effnet_jax.data.sources.splits import parse_split
@@ -59,12 +58,12 @@ def from_arrays(
     if images.shape[-1] == 1:
         images = np.repeat(images, 3, axis=-1)
     if not class_names:
-        labels, class_names = _named_classes(labels, name)
+        labels, class_names = named_classes(labels, name)
     names = tuple(str(n) for n in class_names)
     return ArraySource(name, images, check_labels(labels, len(names), name), names)
 
 
-def _named_classes(labels: np.ndarray, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
+def named_classes(labels: np.ndarray, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
     """Names the classes of labels: texts are names themselves, numbers have theirs up to the largest label.
 
     Raises:
@@ -124,12 +123,12 @@ def open_npz(path: str) -> Dataset:
     """
     path = expand(path)
     with _opened(path) as file:
-        keys = _find_keys(file.files, path)
-        labels = {split: file[label] for split, (_, label) in keys.items()}
-        given = _texts(file["class_names"]) if "class_names" in file.files else []
+        keys = _find_keys(file.names, path)
+        labels = {split: file.read(label) for split, (_, label) in keys.items()}
+        given = _texts(file.read("class_names")) if "class_names" in file.names else []
     names = tuple(given)
     if not names:  # of all splits together
-        together, names = _named_classes(np.concatenate([np.ravel(label) for label in labels.values()]), path)
+        together, names = named_classes(np.concatenate([np.ravel(label) for label in labels.values()]), path)
         stops = np.cumsum([np.size(label) for label in labels.values()])[:-1]
         labels = dict(zip(labels, np.split(together, stops), strict=True))
     sizes = {split: len(label) for split, label in labels.items()}
@@ -137,7 +136,7 @@ def open_npz(path: str) -> Dataset:
     @functools.cache
     def source(split: str) -> ArraySource:
         with _opened(path) as file:
-            images = file[keys[split][0]]
+            images = file.read(keys[split][0])
         return from_arrays(images, labels[split], names, name=f"{path} {split}")
 
     def opened(expression: str) -> ArraySource:
@@ -152,14 +151,14 @@ def _texts(names: np.ndarray) -> list[str]:
 
 
 @contextlib.contextmanager
-def _opened(path: str) -> Iterator[np.lib.npyio.NpzFile]:
+def _opened(path: str) -> Iterator[Npz]:
     """Opens an `.npz`; what goes wrong inside is the file's fault."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with Npz(path) as file:
             yield file
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file") from None
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (ArchiveError, OSError) as error:
         raise DataError(
             f"{path} cannot be read ({error}): save it with numpy.savez, arrays of numbers or strings only"
         ) from None

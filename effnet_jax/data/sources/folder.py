@@ -12,18 +12,12 @@ from effnet_jax.data.sources.base import EncodedSource, expand
 from effnet_jax.data.sources.dataset import Dataset, class_order
 from effnet_jax.data.sources.labels_csv import find_labels, labelled_files
 from effnet_jax.data.sources.listing import Tell, Unread, Visit, displayed, entries, images_in, normal, walk
-from effnet_jax.data.sources.splits import parse_split, split_names
+from effnet_jax.data.sources.splits import CALLED, called, parse_split, split_names
 from effnet_jax.data.sources.table import Files, TableBuilder, keep_table, kept_table
 from effnet_jax.errors import DataError
 
 # Of a root without splits: this share of the hashes is train, this validation, the rest test.
 HASH_SHARES = (("train", 0.8), ("validation", 0.1), ("test", 0.1))
-# Folders that stand for a split, in any case of their letters.
-_CALLED = {
-    "train": ("train", "training"),
-    "validation": ("validation", "val", "valid", "dev"),
-    "test": ("test", "testing"),
-}
 
 
 def open_folder(
@@ -101,7 +95,7 @@ def _list(
         rows = [row for file in tables for row in labelled_files(root, *file, skip=skip, unread=unread, visit=visit)]
         named = sorted({split for *_, split in rows if split})
         builder = TableBuilder(root, () if named else HASH_SHARES)
-        asked_for = {folder: name for name in asked if (folder := _folder_of(name, named))}
+        asked_for = {split: name for name in asked if (split := called(name, named))}
         for folder, names, label, split in rows:
             if split or not named:  # a line without a split belongs to none
                 builder.add(folder, names, label, asked_for.get(split, split))
@@ -161,31 +155,19 @@ def _add_classes(
 
 
 def _role(split: str) -> str:
-    return next((role for role, names in _CALLED.items() if split.lower() in names), split)
+    return next((role for role, names in CALLED.items() if split.lower() in names), split)
 
 
 def _split_folders(root: str, tops: Sequence[str], asked: Collection[str]) -> dict[str, str]:
     """The folders of the splits that are asked for: {split: folder}; none where the folders are classes."""
     wanted = [name for name in asked if name != "all"]
     if len(wanted) < len(asked):
-        known = [name for name, names in _CALLED.items() if any(top.lower() in names for top in tops)]
+        known = [name for name, names in CALLED.items() if any(top.lower() in names for top in tops)]
         wanted += [name for name in (known or _folds(root, tops)) if name not in wanted]
-    found = {name: folder for name in wanted if (folder := _folder_of(name, tops))}
+    found = {name: folder for name in wanted if (folder := called(name, tops))}
     # Folders that are called so may be classes: a split holds folders, or stands beside one that does.
-    called = {top for top in tops if any(top.lower() in names for names in _CALLED.values())}
-    return found if any(_is_split(root, folder) for folder in {*found.values(), *called}) else {}
-
-
-def _folder_of(name: str, tops: Sequence[str]) -> str:
-    """The folder that a split's name stands for, the most exact one."""
-    if name in tops:
-        return name
-    others = next((names for names in _CALLED.values() if name.lower() in names), ())
-    for called in (name.lower(), *others):
-        for top in tops:
-            if top.lower() == called:
-                return top
-    return ""
+    others = {top for top in tops if any(top.lower() in names for names in CALLED.values())}
+    return found if any(_is_split(root, folder) for folder in {*found.values(), *others}) else {}
 
 
 def _folds(root: str, tops: Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@ from effnet_jax.data.sources.listing import Unread, Visit, displayed, normal, wa
 from effnet_jax.errors import DataError
 
 _PATHS = ("path", "file", "filename", "file_name", "filepath", "image", "image_path", "image_name", "image_id", "id")
-_LABELS = ("label", "labels", "class", "class_name", "target", "category", "breed", "species", "y")
+LABELS = ("label", "labels", "class", "class_name", "target", "category", "breed", "species", "y")
 _SPLITS = ("split", "subset", "fold_name")
 _FILES = {
     "labels.csv": "",
@@ -131,7 +131,7 @@ def _rows(root: str, name: str, visit: Visit) -> Iterator[tuple[int, tuple[str, 
 def _columns(header: Sequence[str], where: str) -> tuple[int, int, int]:
     """Where path, label and split stand; the last is -1 where it does not."""
     lower: Mapping[str, int] = {name.lower(): number for number, name in reversed(list(enumerate(header)))}
-    path, label, split = (next((n for n in names if n in lower), "") for names in (_PATHS, _LABELS, _SPLITS))
+    path, label, split = (next((n for n in names if n in lower), "") for names in (_PATHS, LABELS, _SPLITS))
     if not path or not label:
         raise DataError(
             f"{where} has the columns {', '.join(header) or '(none)'}: call the one with the images 'path', and the "

@@ -6,6 +6,7 @@ import os
 import unicodedata
 from collections.abc import Callable, Iterator
 
+from effnet_jax.data.sources.base import Read
 from effnet_jax.errors import DataError
 
 Tell = Callable[[int], None]  # the number of images so far
@@ -146,3 +147,12 @@ def normal(name: str) -> str:
 def displayed(path: str) -> str:
     """A path as text that can be printed, whatever bytes it has."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def read_file(path: str, label: int) -> Read:
+    """The bytes of one image file, with its label and path; or why it cannot be read."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.readall(), label, displayed(path)
+    except OSError as error:
+        return DataError(f"{displayed(path)} cannot be read: {error.strerror or error}")

@@ -5,21 +5,18 @@ Sets of small images (`base.SMALL_SIDE`) are decoded when they are opened and st
 """
 
 import dataclasses
-import math
 import os
 import re
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
-from effnet_jax.data.decode import decode_image
-from effnet_jax.data.sources.base import SMALL_SIDE, ArraySource, EncodedSource, Read, Source, check_labels, expand
+from effnet_jax.data.sources.base import SMALL_SIDE, EncodedSource, Read, Source, expand
 from effnet_jax.data.sources.dataset import Dataset
+from effnet_jax.data.sources.small import in_memory
 from effnet_jax.data.sources.splits import parse_split
 from effnet_jax.errors import DataError, nearest
 
-MEMORY_LIMIT = 4 * 2**30  # bytes of decoded small images; a larger set is decoded as it is read
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
@@ -52,7 +49,8 @@ def find_prepared(name: str, data_dir: str = "") -> str:
         folders = [folder for folder in folders if os.path.basename(folder) == version]
     if not folders:
         near = [entry.name for entry in base.iterdir() if entry.is_dir()] if base.exists() else []
-        hint = f" That folder holds {', '.join(sorted(near))}: {nearest(stem, sorted(near))}" if near else ""
+        hint = f" That folder holds {', '.join(sorted(near))}: {nearest(stem, sorted(near))}." if near else ""
+        hint += f" A set of Hugging Face's hub is hf://{stem}" if "/" in stem else ""
         raise DataError(
             f"{base} does not hold the set {name!r} prepared by tensorflow-datasets. Prepare it with "
             f"`python tools/prepare_data.py {stem} --data_dir={base}`, or set data.data_dir to where it is.{hint}"
@@ -173,9 +171,7 @@ def open_prepared(folder: str, *, on_bad_image: str = "error") -> Dataset:
         spec = "+".join(f"{name}[{start}:{stop}]" for name, start, stop in parts)
         data, name = builder.as_data_source(split=spec).data_source, f"{info.name} {expression}"
         records = PreparedRecords(data, name, image_key, label_key, id_key)
-        if shape and len(records) * math.prod(shape) <= MEMORY_LIMIT:
-            return _decode_all(records, shape[:2], class_names, on_bad_image)
-        return EncodedSource(name, records, class_names, on_bad_image=on_bad_image, fixed_shape=shape)
+        return in_memory(EncodedSource(name, records, class_names, on_bad_image=on_bad_image, fixed_shape=shape))
 
     return Dataset(info.name, class_names, sizes, split)
 
@@ -187,39 +183,3 @@ def _keys(info: Any, folder: str) -> tuple[str, str]:
     if kinds.get(image) != "Image" or kinds.get(label) != "ClassLabel":
         raise DataError(f"{folder} is no classification set: it needs an image and a class label, and has {kinds}")
     return image, label
-
-
-def _decode_all(
-    records: PreparedRecords, shape: tuple[int, int], class_names: tuple[str, ...], on_bad_image: str
-) -> ArraySource:
-    """Decodes a whole set of small images into one array, in threads: the decoder leaves Python's lock."""
-    count = len(records)
-    images = np.empty((count, *shape, 3), np.uint8)
-    labels = np.empty(count, np.int64)
-    ids = [""] * count
-    bad: dict[int, str] = {}
-
-    def fill(start: int) -> None:
-        positions = np.arange(start, min(start + 1000, count))
-        for index, read in zip(positions.tolist(), records.read_many(positions), strict=True):
-            if isinstance(read, DataError):
-                raise read
-            data, labels[index], ids[index] = read
-            name = ids[index]
-            try:
-                images[index] = decode_image(data, name=f"{records.name}: {name}")
-            except DataError as error:
-                if on_bad_image != "skip":
-                    raise
-                bad[index] = str(error)
-
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        list(pool.map(fill, range(0, count, 1000)))
-    if bad:  # left out for good: the rest is an array without holes
-        kept = np.array([index for index in range(count) if index not in bad])
-        images, labels, ids_kept = images[kept], labels[kept], [ids[index] for index in kept]
-    else:
-        ids_kept = ids
-    left_out = tuple({"id": ids[index], "error": error} for index, error in sorted(bad.items()))
-    checked = check_labels(labels, len(class_names), records.name)
-    return ArraySource(records.name, images, checked, class_names, ids_kept, left_out=left_out)

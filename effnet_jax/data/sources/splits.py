@@ -11,7 +11,25 @@ from collections.abc import Collection, Mapping
 from effnet_jax.errors import DataError, nearest
 
 _PART = re.compile(r"(?P<name>[\w-]+)(?P<slice>\[(?P<start>[^:\[\]]*):(?P<stop>[^:\[\]]*)\])?")
+# Names that stand for a split, in any case of their letters.
+CALLED = {
+    "train": ("train", "training"),
+    "validation": ("validation", "val", "valid", "dev"),
+    "test": ("test", "testing"),
+}
 _BOUND = re.compile(r"(?P<value>-?\d[\d_]*(?:\.\d+)?)(?P<percent>%?)")
+
+
+def called(name: str, there: Collection[str]) -> str:
+    """What the split that somebody asks for is called where it is: the most exact of the names; "" where none is."""
+    if name in there:
+        return name
+    others = next((names for names in CALLED.values() if name.lower() in names), ())
+    for other in (name.lower(), *others):
+        for found in there:
+            if found.lower() == other:
+                return found
+    return ""
 
 
 def split_names(expression: str) -> list[str]:

@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 
 from effnet_jax.data.sources.base import Read
-from effnet_jax.data.sources.listing import displayed
-from effnet_jax.errors import DataError
+from effnet_jax.data.sources.listing import displayed, read_file
 
 _COLUMNS = ("names", "ends", "folders", "classes")
 _VERSION = 1
@@ -107,15 +106,7 @@ class Files:
     def read_many(self, positions: np.ndarray) -> list[Read]:
         """The bytes, labels and paths of some images."""
         labels = self.labels[positions].tolist()
-        return [_read(self.path(i), label) for i, label in zip(positions.tolist(), labels, strict=True)]
-
-
-def _read(path: str, label: int) -> Read:
-    try:
-        with open(path, "rb", buffering=0) as file:
-            return file.readall(), label, displayed(path)
-    except OSError as error:
-        return DataError(f"{displayed(path)} cannot be read: {error.strerror or error}")
+        return [read_file(self.path(i), label) for i, label in zip(positions.tolist(), labels, strict=True)]
 
 
 class TableBuilder:

