@@ -11,11 +11,11 @@ import contextlib
 import functools
 import glob
 import os
-import pickle
 import shutil
 import statistics
 import tempfile
 import time
+import unittest.mock
 from collections.abc import Callable
 from typing import Any
 
@@ -27,10 +27,13 @@ from PIL import Image
 
 from effnet_jax.data.augment import make_augment
 from effnet_jax.data.decode import decode_image
-from effnet_jax.data.decoders import cores
+from effnet_jax.data.decoders import Decoders, cores, payload
+from effnet_jax.data.examples import TrainingExamples
 from effnet_jax.data.loader import eval_batches, train_batches
+from effnet_jax.data.prepare import prepare_files
 from effnet_jax.data.preprocess import evaluation_image, training_square
 from effnet_jax.data.sources import open_dataset, open_source
+from effnet_jax.data.sources.base import Source
 from effnet_jax.data.squares import SquareCache
 from effnet_jax.errors import DataError, run_command
 from effnet_jax.model.efficientnet import create_model
@@ -133,11 +136,17 @@ def large_folders(folder: str, size: int, entries: list[int], batch_sizes: list[
             root = os.path.join(place, str(count))
             make_links(root, photographs, count)
             time.sleep(2.5)  # a listing is kept for folders that rest
-            for what in ("listed", "opened again"):
-                start = time.perf_counter()
-                sources[count] = open_dataset({"name": root}, ["train"]).split("train")
-                row(f"{count:,} files, {what}", time.perf_counter() - start, "s")
-            row(f"{count:,} files, what a worker is sent", len(pickle.dumps(sources[count])) / 1e3, "kB")
+            for state in ("disk cold", "warm"):
+                for what in ("listed", "opened again"):
+                    if what == "listed":
+                        shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+                    if state == "disk cold" and not forget_disk():
+                        continue
+                    start = time.perf_counter()
+                    sources[count] = open_dataset({"name": root}, ["train"]).split("train")
+                    row(f"{count:,} files, {what}, {state}", time.perf_counter() - start, "s")
+            overhead(f"{count:,} files", sources[count], size)
+            worker_costs(f"{count:,} files", sources[count], size)
         sample = photographs[:200]
 
         def plain() -> float:
@@ -171,6 +180,93 @@ def large_folders(folder: str, size: int, entries: list[int], batch_sizes: list[
             who = f"{workers} workers" if workers else f"{cores()} threads"
             note = f"{speed / one / (workers or cores()):.2f} of a loop on each; goal: 0.9"
             row(f"{count:,} files, batches of {batch_size}, {who}", speed, "images/s", note)
+
+
+def overhead(what: str, source: Source, size: int, count: int = 256) -> None:
+    """What an example takes beside its decoding: Python, reading the file, and writing the row."""
+    examples = TrainingExamples(source, size)
+    random, square = np.random.default_rng(0), np.zeros((size, size, 3), np.uint8)
+    positions = random.integers(0, len(source), count)
+    out = {name: np.empty((count, *shape), dtype) for name, (shape, dtype) in examples.fields.items()}
+    paths = [source.example_id(position) for position in positions.tolist()]
+
+    def read(_: int) -> None:
+        for path in paths:
+            with open(path, "rb", buffering=0) as file:
+                file.readall()
+
+    def write(_: int) -> None:
+        for line in range(count):
+            out["image"][line] = square
+
+    def fill(_: int) -> None:
+        with unittest.mock.patch("effnet_jax.data.examples.training_square", lambda *_, **__: (square, 1.0)):
+            examples.fill(positions, out)
+
+    parts = [per_item(part, [0], repeats=50) / count * 1e6 for part in (fill, read, write)]
+    row(f"{what}, beside decoding: all", parts[0], "us/example")
+    row(f"{what}, of which opening and reading, writing the row", parts[1] + parts[2], "us/example")
+    row(f"{what}, of which Python", parts[0] - parts[1] - parts[2], "us/example", "goal: 5")
+
+
+def worker_costs(what: str, source: Source, size: int) -> None:
+    """What worker processes cost: bytes sent, time to the first rows, memory that only they have."""
+    examples = TrainingExamples(source, size)
+    row(f"{what}, what a worker is sent", len(payload(examples)) / 1e3, "kB")
+    start = time.perf_counter()
+    with contextlib.closing(Decoders(examples, workers=1)) as decoders:
+        decoders.fill(np.arange(1)).wait()
+        row(f"{what}, a worker's start to its first image", 1e3 * (time.perf_counter() - start), "ms")
+        for first in range(0, 2560, 256):
+            decoders.fill(np.arange(first, first + 256) % len(source)).wait()
+        (worker,) = children()
+        row(f"{what}, memory that is a worker's alone", private_memory(worker) / 1e6, "MB", "goal: 50")
+
+
+def forget_disk() -> bool:
+    """Has the system forget what it has read of disks; False where this process may not."""
+    os.sync()
+    try:
+        with open("/proc/sys/vm/drop_caches", "w") as file:
+            file.write("3")
+        return True
+    except OSError:
+        return False
+
+
+def private_memory(process: int) -> int:
+    """Bytes of memory that one process alone has, without the batches that it shares."""
+    total, shared = 0, False
+    with open(f"/proc/{process}/smaps") as file:
+        for line in file:
+            if not line.split()[0].endswith(":"):  # the head of a mapping
+                shared = "memfd:effnet_jax" in line
+            elif line.startswith("Private_") and not shared:
+                total += 1024 * int(line.split()[1])
+    return total
+
+
+def children() -> list[int]:
+    """The processes that this one has started."""
+    with open(f"/proc/self/task/{os.getpid()}/children") as file:
+        found = file.read().split()
+    for task in os.listdir("/proc/self/task"):  # a child belongs to the thread that started it
+        with open(f"/proc/self/task/{task}/children") as file:
+            found += file.read().split()
+    return sorted({int(number) for number in found})
+
+
+def array_records(folder: str) -> None:
+    """A prepared set of photographs: reading records in bulk and one by one."""
+    with tempfile.TemporaryDirectory(prefix="effnet_jax") as place:
+        out, _ = prepare_files(folder, os.path.join(place, "set"))
+        source = open_source({"name": out}, "train")
+        positions = np.random.default_rng(0).permutation(len(source))
+        for count in (1, 64, len(source)):
+            chunks = [positions[start : start + count] for start in range(0, len(source), count)]
+            source.read_many(chunks[0])
+            seconds = sum(per_item(source.read_many, [chunk]) for chunk in chunks) / len(source)
+            row(f"ArrayRecord, {count} at a time", 1e6 * seconds, "us/record", "goal: 15")
 
 
 def make_links(root: str, photographs: list[str], count: int, classes: int = 1000) -> None:
@@ -267,6 +363,7 @@ def main() -> int:
         small_images(args.name, args.data_dir)
     if args.photographs and not args.entries:
         photographs(args.photographs, round(args.resolution * 8 / 7), args.resolution)
+        array_records(args.photographs)
     if args.entries:
         sizes, batches = ([int(number) for number in text.split(",")] for text in (args.entries, args.batch_sizes))
         large_folders(args.photographs, round(args.resolution * 8 / 7), sizes, batches)

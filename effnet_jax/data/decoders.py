@@ -68,7 +68,7 @@ class Decoders:
         self._workers: list[Worker] = []
         self._local = threading.local()
         self._blocks = Blocks(shared=workers > 0)
-        self._payload = _payload(examples) if workers else b""
+        self._payload = payload(examples) if workers else b""
         self._pool = concurrent.futures.ThreadPoolExecutor(self._count, "decoder")
 
     def _worker(self) -> "Worker":
@@ -107,7 +107,7 @@ class Decoders:
         self._blocks.close()
 
 
-def _payload(examples: Examples) -> bytes:
+def payload(examples: Examples) -> bytes:
     """Examples as a worker gets them: without the labels of all, since its records have them."""
     source = examples.source
     if isinstance(source, EncodedSource):

@@ -98,11 +98,13 @@ def _pixels(source: ArraySource) -> list[tuple[int, bytes]]:
 
 def _sizes(files: Files, deadline: float) -> np.ndarray:
     sizes = np.empty(len(files), np.int64)
-    for index in range(len(files)):
-        try:
-            sizes[index] = os.stat(files.path(index)).st_size
-        except OSError:  # whoever reads it is told
-            sizes[index] = -1
+    for start in range(0, len(files), _CHUNK):
+        positions = np.arange(start, min(start + _CHUNK, len(files)))
+        for index, path in zip(positions.tolist(), files.paths(positions), strict=True):
+            try:
+                sizes[index] = os.stat(path).st_size
+            except OSError:  # whoever reads it is told
+                sizes[index] = -1
         _check(deadline)
     return sizes
 

@@ -28,8 +28,9 @@ def workers_of(process):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM to the group", "kill -9 of a worker"])
+@pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM to the group", "kill -9 of a worker", "the set is gone"])
 def test_it_is_saved_and_goes_on_to_the_same_end(recipe, tmp_path, how):
+    root, moved = tmp_path / "images", tmp_path / "moved"
     runs.run(recipe, tmp_path / "whole", flags=FLAGS)
     (started,) = runs.start(recipe, tmp_path / "run", flags=FLAGS, group=True)
     runs.wait_for(started, "blocks 1/12")
@@ -37,14 +38,19 @@ def test_it_is_saved_and_goes_on_to_the_same_end(recipe, tmp_path, how):
     assert len(workers) == 2
     if how == "kill -9 of a worker":
         os.kill(workers[0], signal.SIGKILL)
+    elif how == "the set is gone":
+        root.rename(moved)
     else:
         os.killpg(started.process.pid, signal.SIGINT if how == "Ctrl-C" else signal.SIGTERM)
     status = started.process.wait(60)
     text = started.text()
-    assert status == {"Ctrl-C": 130, "SIGTERM to the group": 143, "kill -9 of a worker": 2}[how], text[-2000:]
+    assert status == {"Ctrl-C": 130, "SIGTERM to the group": 143}.get(how, 2), text[-2000:]
     assert "the same command goes on from there" in text and "Traceback" not in text
     if how == "kill -9 of a worker":
         assert "was killed (SIGKILL): most likely the machine ran out of memory. Set data.workers lower" in text
     assert not any(os.path.exists(f"/proc/{worker}") for worker in workers)
+    if how == "the set is gone":
+        assert "cannot be read: No such file or directory" in text
+        moved.rename(root)
     runs.run(recipe, tmp_path / "run", flags=FLAGS)
     assert runs.outcome(tmp_path / "run") == runs.outcome(tmp_path / "whole")

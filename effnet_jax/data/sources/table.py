@@ -21,7 +21,7 @@ from effnet_jax.data.sources.base import Read
 from effnet_jax.data.sources.listing import displayed, read_file
 
 _COLUMNS = ("names", "ends", "folders", "classes")
-_VERSION = 1
+_VERSION = 2
 _WORTH_KEEPING = 50_000  # images; fewer are listed in no time
 _RACY_NS = 2 * 10**9  # a folder that was changed so shortly before it was listed may have been changed after, too
 
@@ -55,15 +55,19 @@ class Table:
     def __len__(self) -> int:
         return len(self.ends)
 
-    def path(self, row: int) -> str:
-        """Of one file, with the root."""
-        start = int(self.ends[row - 1]) if row else 0
-        name = os.fsdecode(self.names[start : int(self.ends[row])].tobytes())
-        return os.path.join(self.root, self.paths[self.folders[row]], name)
+    def paths_of(self, rows: np.ndarray) -> list[str]:
+        """Of some files, with the root."""
+        starts, ends = np.where(rows > 0, self.ends[rows - 1], 0).tolist(), self.ends[rows].tolist()
+        folders = [os.path.join(self.root, self.paths[folder], "") for folder in self.folders[rows].tolist()]
+        names = [os.fsdecode(self.names[start:end].tobytes()) for start, end in zip(starts, ends, strict=True)]
+        return [folder + name for folder, name in zip(folders, names, strict=True)]
 
     def __reduce__(self) -> Any:
-        """A table that is kept in a file is pickled as its place: workers look at the same memory."""
-        if self.place:
+        """A table that is kept in a file is pickled as its place: workers look at the same memory.
+
+        Where it is gone, as caches go, or has made room for a newer one, the arrays are pickled, which are still there.
+        """
+        if self.place and os.path.exists(self.place):
             return load_table, (self.place, self.root)
         return Table, tuple(getattr(self, field.name) for field in dataclasses.fields(self))
 
@@ -95,18 +99,19 @@ class Files:
     def __getstate__(self) -> Any:
         return {"table": self.table, "rows": self.rows, "numbers": self.numbers}
 
-    def path(self, index: int) -> str:
-        """Where one image is."""
-        return self.table.path(int(self.rows[index]))
+    def paths(self, positions: np.ndarray) -> list[str]:
+        """Where some images are."""
+        rows = positions + self.rows.start if isinstance(self.rows, range) else self.rows[positions]
+        return self.table.paths_of(rows)
 
     def id(self, index: int) -> str:
         """The path of one image, as text."""
-        return displayed(self.path(index))
+        return displayed(self.paths(np.array([index]))[0])
 
     def read_many(self, positions: np.ndarray) -> list[Read]:
         """The bytes, labels and paths of some images."""
         labels = self.labels[positions].tolist()
-        return [read_file(self.path(i), label) for i, label in zip(positions.tolist(), labels, strict=True)]
+        return [read_file(path, label) for path, label in zip(self.paths(positions), labels, strict=True)]
 
 
 class TableBuilder:
@@ -207,10 +212,11 @@ def kept_table(place: str, root: str) -> tuple[Table, dict[str, Any]] | None:
     """Returns a table that was kept, and what is kept about it, where its folders are as they were.
 
     Args:
-      place: the folder that it was kept in.
+      place: the folder that it was kept below.
       root: of the images.
     """
     try:
+        place = os.path.join(place, max(name for name in os.listdir(place) if name.isdigit()))
         with open(os.path.join(place, "about.json"), encoding="utf-8", errors="surrogateescape") as file:
             about = json.load(file)
         if about["version"] != _VERSION:
@@ -237,7 +243,8 @@ def keep_table(place: str, table: Table, changed: Mapping[str, int], listed: int
     """Keeps a table of many images for the next time.
 
     Args:
-      place: a folder of its own, which is made anew.
+      place: a folder of its own, to keep it below. A newer table never takes another's place, since workers of a run
+        may be about to open that.
       table: what to keep.
       changed: when each folder that was listed was changed, in nanoseconds.
       listed: when listing began, likewise.
@@ -248,7 +255,7 @@ def keep_table(place: str, table: Table, changed: Mapping[str, int], listed: int
     """
     if len(table) < _WORTH_KEEPING:
         return table
-    partial = f"{place}.{os.getpid()}-{time.monotonic_ns()}"
+    partial = os.path.join(place, f".{os.getpid()}-{time.monotonic_ns()}")
     try:
         os.makedirs(partial)
         for name in _COLUMNS:
@@ -264,9 +271,12 @@ def keep_table(place: str, table: Table, changed: Mapping[str, int], listed: int
         }
         with open(os.path.join(partial, "about.json"), "w", encoding="utf-8", errors="surrogateescape") as file:
             json.dump(known, file, ensure_ascii=False)
-        shutil.rmtree(place, ignore_errors=True)
-        os.rename(partial, place)
-        return load_table(place, table.root)
+        final = os.path.join(place, f"{listed:020d}")
+        os.rename(partial, final)
+        for name in os.listdir(place):
+            if name.isdigit() and name < f"{listed:020d}":
+                shutil.rmtree(os.path.join(place, name), ignore_errors=True)
+        return load_table(final, table.root)
     except OSError:  # another process was first, or there is no room: it is listed again
         shutil.rmtree(partial, ignore_errors=True)
         return table

@@ -113,6 +113,20 @@ def test_a_damaged_listing_is_as_good_as_none(kept, monkeypatch, tmp_path, name)
     assert contents(listed(kept, monkeypatch)[0]) == first
 
 
+def test_a_newer_listing_takes_nothing_from_a_run_that_goes_on(kept, monkeypatch, tmp_path):
+    """Workers may be started hours after a folder was listed; by then it may have changed, and another run have come."""
+    source = listed(kept, monkeypatch)[0].split("train")
+    expected = source.read_many(np.arange(8))
+    early = pickle.dumps(source.records)  # on its way to a worker
+    shutil.copy(kept / "train" / "cat" / "000.jpg", kept / "train" / "dog" / "new.jpg")
+    assert len(listed(kept, monkeypatch)[0].split("train")) == 9
+    assert pickle.loads(pickle.dumps(source.records)).read_many(np.arange(8)) == expected
+    with pytest.raises(FileNotFoundError):
+        pickle.loads(early)
+    shutil.rmtree(tmp_path / "cache")
+    assert pickle.loads(pickle.dumps(source.records)).read_many(np.arange(8)) == expected
+
+
 def test_no_room_for_it_is_no_reason_to_fail(kept, monkeypatch, tmp_path):
     (tmp_path / "cache").write_bytes(b"in the way")
     assert contents(listed(kept, monkeypatch)[0])
