@@ -8,9 +8,12 @@ from tests import runs
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["pjit", "pmap"])
-def test_two_processes_get_the_figures_of_one(recipe, tmp_path, mode):
-    flags = [f"--config.partition.mode={mode}", "--config.phases[2].augment.mixup=0.0"]
+@pytest.mark.parametrize(("mode", "sampling"), [("pjit", "natural"), ("pmap", "natural"), ("pjit", "balanced")])
+def test_two_processes_get_the_figures_of_one(recipe, tmp_path, mode, sampling):
+    flags = [f"--config.partition.mode={mode}", "--config.phases[2].augment.mixup=0.0", f"--config.sampling={sampling}"]
+    if sampling == "balanced":
+        for path in sorted((tmp_path / "images" / "train" / "cat").iterdir())[5:]:
+            path.unlink()
     # What magnifies rounding is left out: outputs between two numbers of float16, and Adam's division by small moments.
     flags += [f"--config.phases[{number}].cache_dtype=float32" for number in range(2)]
     flags += [f"--config.phases[{number}].optimizer=sgd" for number in range(3)]
