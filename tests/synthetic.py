@@ -13,7 +13,7 @@ import numpy as np
 from flax import traverse_util
 
 from effnet_jax.model.variants import VARIANTS, Variant
-from effnet_jax.weights import names
+from effnet_jax.weights.layouts import LAYOUTS
 from effnet_jax.weights.metadata import Metadata
 from effnet_jax.weights.store import write_weights
 
@@ -62,9 +62,9 @@ def variables(variant_name: str, seed: int = 0, num_classes: int = 1000) -> dict
     variant = VARIANTS[variant_name]
     damped = damped_gammas(variant)
     flat = {}
-    for row in names.table(variant, num_classes):
-        name = f"efficientnet-{variant_name}/{row.tf_name}"
-        flat[tuple(row.path.split("/"))] = row.from_tf(tf_value(name, row.tf_shape, seed, row.path in damped))
+    for row in LAYOUTS["tf1"].table(variant, num_classes):
+        name = f"efficientnet-{variant_name}/{row.name}"
+        flat[tuple(row.tensor.path.split("/"))] = row.decode(tf_value(name, row.shape, seed, row.tensor.path in damped))
     return traverse_util.unflatten_dict(flat)
 
 

@@ -25,18 +25,19 @@ from bundle_writer import write_bundle
 
 from effnet_jax.errors import run_command
 from effnet_jax.model.variants import get_variant
-from effnet_jax.weights import names
+from effnet_jax.weights.layouts import LAYOUTS
+from effnet_jax.weights.layouts.tf1 import EMA_ENDING
 from effnet_jax.weights.readers import open_checkpoint
 
 
 def random_tensors(variant: str, seed: int = 0, slots: int = 4) -> Iterator[tuple[str, np.ndarray]]:
     """Yields a whole training checkpoint of a variant, one tensor at a time."""
     random = np.random.default_rng(seed)
-    for number, row in enumerate(names.table(get_variant(variant))):
-        name = f"efficientnet-{variant}/{row.tf_name}"
-        endings = ["", names.EMA_ENDING] + (["/RMSProp", "/RMSProp_1"] if number < slots else [])
+    for number, row in enumerate(LAYOUTS["tf1"].table(get_variant(variant), 1000)):
+        name = f"efficientnet-{variant}/{row.name}"
+        endings = ["", EMA_ENDING] + (["/RMSProp", "/RMSProp_1"] if number < slots else [])
         for ending in endings:
-            yield name + ending, random.random(row.tf_shape, np.float32) + np.float32(0.5)
+            yield name + ending, random.random(row.shape, np.float32) + np.float32(0.5)
     yield "global_step", np.array(218949, np.int64)
 
 

@@ -29,13 +29,11 @@ class Checkpoint(abc.ABC):
       source: the file that the user named, or the common path of a checkpoint's files without their endings.
       files: the files that a checksum of the whole covers (the archive itself where there is one).
       entries: name -> `Entry`.
-      layout: whose names and array layouts these are: `"tf"` or `"torch"`.
     """
 
     source: Path
     files: tuple[Path, ...]
     entries: Mapping[str, Entry]
-    layout: str = "tf"
 
     def __init__(self) -> None:
         self._resources = contextlib.ExitStack()

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -11,8 +11,9 @@ import numpy as np
 
 from effnet_jax.errors import CheckpointError
 from effnet_jax.model.variants import VARIANTS, Variant, get_family, get_variant
-from effnet_jax.weights import names
 from effnet_jax.weights.checkpoint import Checkpoint
+from effnet_jax.weights.layouts import LAYOUTS, Layout, Stored, layout_of
+from effnet_jax.weights.layouts.tf1 import EMA_ENDING, is_scope, variant_in_name
 from effnet_jax.weights.metadata import Metadata, check_output, imagenet_class_names
 from effnet_jax.weights.readers import open_checkpoint
 from effnet_jax.weights.recipes import choose_family, choose_resolution
@@ -24,17 +25,19 @@ class Plan(NamedTuple):
     """Which stored array becomes which parameter.
 
     Attributes:
+      layout: whose names they are.
       variant: the architecture that the arrays have.
       num_classes: of the classifier; 0 where it is left out.
-      names: the stored name for each row of the table.
-      ema: how many of them are moving averages.
+      names: the stored name for each row of the layout's table.
+      averaged: how many of them are moving averages; None where the source does not say.
       unused: stored names that are not taken.
     """
 
+    layout: Layout
     variant: Variant
     num_classes: int
-    names: dict[names.Tensor, str]
-    ema: int
+    names: dict[Stored, str]
+    averaged: int | None
     unused: tuple[str, ...]
 
 
@@ -89,13 +92,13 @@ def port_checkpoint(
             resolution=choose_resolution(Path(source), plan.variant),
             num_classes=plan.num_classes,
             class_names=imagenet_class_names(plan.num_classes),
-            ema=None if checkpoint.layout == "torch" else plan.ema > 0,
+            ema=None if plan.averaged is None else plan.averaged > 0,
             source={
                 "name": Path(source).name,
                 "sha256": digest.result(),
                 "tensors": len(plan.names),
-                "ema": plan.ema,
-                "raw": len(plan.names) - plan.ema,
+                "ema": plan.averaged or 0,
+                "raw": len(plan.names) - (plan.averaged or 0),
                 "unused": len(plan.unused),
             },
         )
@@ -114,17 +117,24 @@ def plan_port(
 
     Args and errors: as `port_checkpoint`.
     """
-    taken, unused, unexpected, named = _collect(checkpoint, ema)
+    layout = layout_of(checkpoint.entries)
+    if layout is None:
+        found = ", ".join(list(checkpoint.entries)[:5]) or "nothing"
+        programs = ", ".join(dict.fromkeys(each.program for each in LAYOUTS.values()))
+        raise CheckpointError(
+            f"{checkpoint.source} holds no EfficientNet: found {found}; give weights as {programs} store them"
+        )
+    taken, unused, unexpected, named, averaged = layout.collect(checkpoint.entries, str(checkpoint.source), ema)
     shapes = {name: checkpoint.entries[stored].shape for name, stored in taken.items()}
-    torch = checkpoint.layout == "torch"
-    classes = 0 if notop else names.classes_in(shapes)
-    chosen = _choose_variant(checkpoint.source, shapes, torch, variant, named)
-    rows = {_name(row, torch): row for row in names.table(chosen, classes or 1000)}
-    top = {name for name in rows if names.is_classifier(name)}
+    classes = 0 if notop else layout.classes_in(shapes)
+    named = named or variant_in_name(checkpoint.source.name)
+    chosen = _choose_variant(checkpoint.source, shapes, layout, variant, named)
+    rows = {row.name: row for row in layout.table(chosen, classes or 1000)}
+    top = {row.name for row in layout.classifier()}
     if notop:
         unused.extend(taken.pop(name) for name in top & taken.keys())
         rows = {name: row for name, row in rows.items() if name not in top}
-    _check(checkpoint, chosen, rows, taken, unexpected, torch, given=variant is not None, ema=ema)
+    _check(checkpoint, chosen, rows, taken, unexpected, top, given=variant is not None, ema=ema)
     if num_classes is not None and num_classes != classes:
         extra = " (class 0 is the background)" if classes == 1001 else ""
         raise CheckpointError(
@@ -137,8 +147,7 @@ def plan_port(
                 f"{checkpoint.source}: {stored} is of type {checkpoint.entries[stored].dtype} instead of float32: "
                 "these are no weights of a trained network (a quantised model cannot be ported)"
             )
-    count = sum(stored.endswith(names.EMA_ENDING) for stored in taken.values())
-    return Plan(chosen, classes, {row: taken[name] for name, row in rows.items()}, count, tuple(unused))
+    return Plan(layout, chosen, classes, {row: taken[name] for name, row in rows.items()}, averaged, tuple(unused))
 
 
 def read_variables(checkpoint: Checkpoint, plan: Plan) -> dict:
@@ -153,81 +162,31 @@ def read_variables(checkpoint: Checkpoint, plan: Plan) -> dict:
     variables: dict = {"params": {}, "batch_stats": {}}
     for row, stored in plan.names.items():
         array = checkpoint.read(stored).astype(np.float32, copy=False)
-        *folders, leaf = row.path.split("/")
+        *folders, leaf = row.tensor.path.split("/")
         inner = variables
         for folder in folders:
             inner = inner.setdefault(folder, {})
-        inner[leaf] = row.from_torch(array) if checkpoint.layout == "torch" else row.from_tf(array)
+        inner[leaf] = row.decode(array)
     for stored in plan.unused:
         checkpoint.verify(stored)
     return variables
 
 
-def _name(row: names.Tensor, torch: bool) -> str:
-    return row.torch_name if torch else row.tf_name
-
-
-def _shape(row: names.Tensor, torch: bool) -> tuple[int, ...]:
-    return row.torch_shape if torch else row.tf_shape
-
-
-def _collect(checkpoint: Checkpoint, ema: bool) -> tuple[dict[str, str], list[str], list[str], str | None]:
-    """Sorts the stored names.
-
-    Returns:
-      table's name -> stored name to take; stored names known but not taken; names of no known kind; and the variant
-      that the model's prefix states.
-    """
-    taken: dict[str, str] = {}
-    unused: list[str] = []
-    unexpected: list[str] = []
-    if checkpoint.layout == "torch":
-        for name in checkpoint.entries:
-            if names.is_torch_bookkeeping(name):
-                unused.append(name)
-            else:
-                taken[name] = name
-        return taken, unused, unexpected, names.variant_in_name(checkpoint.source.name)
-    prefixes = names.model_prefixes(checkpoint.entries)
-    if len(prefixes) != 1:
-        found = ", ".join(repr(prefix) for prefix in prefixes) or ", ".join(list(checkpoint.entries)[:5]) or "nothing"
-        what = f"{len(prefixes)} models" if prefixes else "no EfficientNet (no stem/conv2d/kernel)"
-        raise CheckpointError(
-            f"{checkpoint.source} holds {what}: found {found}; "
-            "give a checkpoint of one model, as tensorflow/tpu's EfficientNet code writes it"
-        )
-    twins: dict[str, dict[bool, str]] = {}
-    for name in checkpoint.entries:
-        averaged = name.endswith(names.EMA_ENDING)
-        known = names.canonical(name.removesuffix(names.EMA_ENDING), prefixes[0])
-        if names.is_bookkeeping(name):
-            unused.append(name)
-        elif known is None:
-            unexpected.append(name)
-        else:
-            twins.setdefault(known, {})[averaged] = name
-    for known, stored in twins.items():
-        if ema in stored or (ema and False in stored):
-            taken[known] = stored.pop(ema) if ema in stored else stored.pop(False)
-        unused.extend(stored.values())
-    return taken, unused, unexpected, names.variant_in_name(prefixes[0])
-
-
-def _disagreements(shapes: Mapping[str, tuple[int, ...]], variant: Variant, torch: bool) -> int:
+def _disagreements(shapes: Mapping[str, tuple[int, ...]], variant: Variant, layout: Layout) -> int:
     """Counts the arrays of a trunk that are missing, unexpected or of another shape."""
-    expected = {_name(row, torch): _shape(row, torch) for row in names.table(variant, 0)}
-    trunk = {name for name in shapes if not names.is_classifier(name)}
+    expected = {row.name: row.shape for row in layout.table(variant, 0)}
+    trunk = shapes.keys() - {row.name for row in layout.classifier()}
     common = expected.keys() & trunk
     return len(expected.keys() ^ trunk) + sum(shapes[name] != expected[name] for name in common)
 
 
 def _choose_variant(
-    source: Path, shapes: Mapping[str, tuple[int, ...]], torch: bool, given: str | None, named: str | None
+    source: Path, shapes: Mapping[str, tuple[int, ...]], layout: Layout, given: str | None, named: str | None
 ) -> Variant:
     """Returns the variant that is given, or whose arrays these are, or the nearest: `_check` then says what is odd."""
-    if given is not None and _disagreements(shapes, VARIANTS[given], torch) == 0:
+    if given is not None and _disagreements(shapes, VARIANTS[given], layout) == 0:
         return VARIANTS[given]
-    counts = {name: _disagreements(shapes, variant, torch) for name, variant in VARIANTS.items()}
+    counts = {name: _disagreements(shapes, variant, layout) for name, variant in VARIANTS.items()}
     best = min(counts, key=counts.__getitem__)
     if given is not None:
         if counts[best] == 0:
@@ -241,10 +200,10 @@ def _choose_variant(
 def _check(
     checkpoint: Checkpoint,
     variant: Variant,
-    rows: Mapping[str, names.Tensor],
+    rows: Mapping[str, Stored],
     taken: Mapping[str, str],
     unexpected: Iterable[str],
-    torch: bool,
+    classifier: Collection[str],
     *,
     given: bool,
     ema: bool,
@@ -253,9 +212,9 @@ def _check(
     missing = [name for name in rows if name not in taken]
     unexpected = [*unexpected, *(stored for name, stored in taken.items() if name not in rows)]
     shapes = [
-        f"{taken[name]} is {checkpoint.entries[taken[name]].shape} instead of {_shape(row, torch)}"
+        f"{taken[name]} is {checkpoint.entries[taken[name]].shape} instead of {row.shape}"
         for name, row in rows.items()
-        if name in taken and checkpoint.entries[taken[name]].shape != _shape(row, torch)
+        if name in taken and checkpoint.entries[taken[name]].shape != row.shape
     ]
     if not (missing or unexpected or shapes):
         return
@@ -269,9 +228,9 @@ def _check(
         lines.extend(f"  {kind}: {item}" for item in listed)
         if len(total) > len(listed):
             lines.append(f"  {kind}: … and {len(total) - len(listed)} more")
-    if missing and all(map(names.is_classifier, missing)):
+    if missing and all(name in classifier for name in missing):
         lines.append("the classifier is missing: port the rest with --notop")
-    elif missing and not ema and any(name.endswith(names.EMA_ENDING) for name in checkpoint.entries):
+    elif missing and not ema and any(name.endswith(EMA_ENDING) for name in checkpoint.entries):
         lines.append("some variables have moving averages only: leave --no-ema out")
     elif given:
         lines.append("give another --variant, or leave it out to have it told from the shapes")
@@ -285,7 +244,7 @@ def _near(name: str, others: Iterable[str]) -> str:
 
     def tail(full: str) -> str:
         parts = full.split("/")
-        return "/".join(parts[next((i for i, part in enumerate(parts) if names.is_scope(part)), 0) :])
+        return "/".join(parts[next((i for i, part in enumerate(parts) if is_scope(part)), 0) :])
 
     tails = {tail(other): other for other in list(others)[:200]}
     near = difflib.get_close_matches(tail(name), tails, n=1, cutoff=0.8)

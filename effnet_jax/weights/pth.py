@@ -108,8 +108,6 @@ class TorchFile(Checkpoint):
       CheckpointError: the file is damaged, or holds anything but tensors.
     """
 
-    layout = "torch"
-
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.source = path

@@ -27,7 +27,8 @@ from flax import traverse_util
 
 from effnet_jax.model import variants
 from effnet_jax.train import config, loop, report
-from effnet_jax.weights import metadata, names, store
+from effnet_jax.weights import metadata, store
+from effnet_jax.weights.layouts import LAYOUTS
 from tests import synthetic
 
 GOLDEN = Path(__file__).resolve().parent
@@ -79,13 +80,13 @@ def write_weights_dir(path):
     variant = variants.VARIANTS["lite0"]
     damped = synthetic.damped_gammas(variant)
     flat = {}
-    for row in names.table(variant, WIDTH):
-        small = tuple(min(size, WIDTH) for size in row.tf_shape)
-        copies = [size // part for size, part in zip(row.tf_shape, small, strict=True)]
-        value = np.round(16 * synthetic.tf_value(row.tf_name, small, SEED, row.path in damped)) / 16
-        if row.tf_name.endswith("/kernel"):  # sums over its inputs, which are there many times
+    for row in LAYOUTS["tf1"].table(variant, WIDTH):
+        small = tuple(min(size, WIDTH) for size in row.shape)
+        copies = [size // part for size, part in zip(row.shape, small, strict=True)]
+        value = np.round(16 * synthetic.tf_value(row.name, small, SEED, row.tensor.path in damped)) / 16
+        if row.name.endswith("/kernel"):  # sums over its inputs, which are there many times
             value = value / copies[-2]
-        flat[tuple(row.path.split("/"))] = row.from_tf(np.tile(value, copies).astype(np.float32))
+        flat[tuple(row.tensor.path.split("/"))] = row.decode(np.tile(value, copies).astype(np.float32))
     described = metadata.Metadata("lite0", "lite", "lite", "pad32", 224, WIDTH)
     store.write_weights(path, traverse_util.unflatten_dict(flat), described)
 

@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 
 from effnet_jax.model.variants import VARIANTS
-from effnet_jax.weights import names
 from effnet_jax.weights.checkpoint import Checkpoint, Entry
+from effnet_jax.weights.layouts import LAYOUTS
+from effnet_jax.weights.layouts.tf1 import EMA_ENDING
 
 
 class MemoryCheckpoint(Checkpoint):
     """Arrays from a dict."""
 
-    def __init__(self, arrays: dict[str, np.ndarray], source: str = "model.ckpt", layout: str = "tf") -> None:
+    def __init__(self, arrays: dict[str, np.ndarray], source: str = "model.ckpt") -> None:
         super().__init__()
         self.arrays = arrays
         self.source = Path(source)
         self.files = ()
-        self.layout = layout
         self.entries = {name: Entry(array.shape, array.dtype.name) for name, array in arrays.items()}
 
     def read(self, name: str) -> np.ndarray:
@@ -57,15 +57,15 @@ def make_arrays() -> Callable[..., dict[str, np.ndarray]]:
 
         prefix = f"efficientnet-{variant}/" if prefix is None else prefix
         arrays = {}
-        for number, row in enumerate(names.table(VARIANTS[variant], num_classes)):
-            name = prefix + row.tf_name
+        for number, row in enumerate(LAYOUTS["tf1"].table(VARIANTS[variant], num_classes)):
+            name = prefix + row.name
             if raw:
-                arrays[name] = fill(number + 0.5, row.tf_shape)
+                arrays[name] = fill(number + 0.5, row.shape)
             if ema:
-                arrays[name + names.EMA_ENDING] = fill(number + 0.25, row.tf_shape)
+                arrays[name + EMA_ENDING] = fill(number + 0.25, row.shape)
             if slots and number < 3:
-                arrays[f"{name}/RMSProp"] = fill(1, row.tf_shape)
-                arrays[f"{name}/RMSProp_1"] = fill(0, row.tf_shape)
+                arrays[f"{name}/RMSProp"] = fill(1, row.shape)
+                arrays[f"{name}/RMSProp_1"] = fill(0, row.shape)
         if slots:
             arrays["global_step"] = np.array(218949, np.int64)
         return arrays

@@ -10,11 +10,13 @@ import pytest
 from effnet_jax.errors import CheckpointError, VariantError, WeightsError
 from effnet_jax.model.variants import VARIANTS
 from effnet_jax.weights import names, port
+from effnet_jax.weights.layouts import LAYOUTS
+from effnet_jax.weights.layouts.tf1 import EMA_ENDING
 from effnet_jax.weights.store import load_weights, read_weights
 from tools.bundle_writer import write_bundle
 from tools.port_tf_checkpoint import describe
 
-EMA = names.EMA_ENDING
+EMA = EMA_ENDING
 
 
 def leaves(tree, prefix=""):
@@ -39,7 +41,7 @@ def taken(variables, variant="b0"):
 def test_moving_averages_come_first(make_arrays, memory_checkpoint, prefix):
     checkpoint = memory_checkpoint(make_arrays("b0", prefix))
     plan = port.plan_port(checkpoint)
-    assert (plan.variant.name, plan.num_classes, plan.ema) == ("b0", 1000, 311)
+    assert (plan.variant.name, plan.num_classes, plan.averaged) == ("b0", 1000, 311)
     assert len(plan.unused) == 311 + 6 + 1
     assert set(taken(port.read_variables(checkpoint, plan)).values()) == {0.25}
 
@@ -50,7 +52,7 @@ def test_raw_values_where_a_variable_has_no_average(make_arrays, memory_checkpoi
         del arrays[f"efficientnet-b0/{name}{EMA}"]
     checkpoint = memory_checkpoint(arrays)
     plan = port.plan_port(checkpoint)
-    assert plan.ema == 309
+    assert plan.averaged == 309
     found = taken(port.read_variables(checkpoint, plan))
     assert {path for path, kind in found.items() if kind == 0.5} == {
         "params/stem/conv/kernel",
@@ -61,14 +63,14 @@ def test_raw_values_where_a_variable_has_no_average(make_arrays, memory_checkpoi
 def test_no_ema(make_arrays, memory_checkpoint):
     checkpoint = memory_checkpoint(make_arrays("b0"))
     plan = port.plan_port(checkpoint, ema=False)
-    assert plan.ema == 0
+    assert plan.averaged == 0
     assert set(taken(port.read_variables(checkpoint, plan)).values()) == {0.5}
 
 
 def test_a_checkpoint_with_averages_only(make_arrays, memory_checkpoint):
     """So are the published files of l2."""
     checkpoint = memory_checkpoint(make_arrays("b0", raw=False, slots=False))
-    assert port.plan_port(checkpoint).ema == 311
+    assert port.plan_port(checkpoint).averaged == 311
     with pytest.raises(CheckpointError, match="moving averages only: leave --no-ema out"):
         port.plan_port(checkpoint, ema=False)
 
@@ -82,7 +84,7 @@ def test_scopes_of_a_training_with_lars(make_arrays, memory_checkpoint):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_variant_is_told_from_the_shapes(make_arrays, memory_checkpoint, variant):
     plan = port.plan_port(memory_checkpoint(make_arrays(variant, "model/", raw=False)))
-    assert plan.variant.name == variant and len(plan.names) == plan.ema
+    assert plan.variant.name == variant and len(plan.names) == plan.averaged
 
 
 def test_notop_and_numbers_of_classes(make_arrays, memory_checkpoint):
@@ -136,7 +138,7 @@ B0 = "efficientnet-b0/"
         ),
         (
             lambda a: a.update({"b1/stem/conv2d/kernel": np.zeros(3, np.float32)}),
-            ["2 models: found 'b1/', 'efficientnet-b0/'"],
+            ["2 models: 'b1/', 'efficientnet-b0/'"],
         ),
         (lambda a: a.clear(), ["no EfficientNet"]),
     ],
@@ -154,7 +156,7 @@ def test_another_variant_than_given(make_arrays, memory_checkpoint):
     with pytest.raises(CheckpointError, match="weights of b1, not of b0: give --variant b1"):
         port.plan_port(checkpoint, variant="b0")
     broken = memory_checkpoint(edited(make_arrays("b1"), lambda a: a.pop("efficientnet-b1/head/conv2d/kernel" + EMA)))
-    assert port.plan_port(broken, variant="b1").ema == 438
+    assert port.plan_port(broken, variant="b1").averaged == 438
     with pytest.raises(CheckpointError) as caught:
         port.plan_port(memory_checkpoint(edited(make_arrays("b1", ema=False), lambda a: a.popitem())), variant="b3")
     assert len(str(caught.value).splitlines()) < 25, "an error is one screen"
@@ -190,10 +192,9 @@ def test_from_files_to_a_weights_dir(noisy_student, tmp_path):
     assert metadata.source["name"] == folder.name
     assert len(metadata.source["sha256"]) == 3 and metadata.source["ema"] == 311
     found = dict(leaves(variables))
-    for row in names.table(VARIANTS["b0"]):
-        np.testing.assert_array_equal(
-            found[row.path], arrays[f"efficientnet-b0/{row.tf_name}{EMA}"].reshape(row.shape), err_msg=row.path
-        )
+    for row in LAYOUTS["tf1"].table(VARIANTS["b0"], 1000):
+        stored = arrays[f"efficientnet-b0/{row.name}{EMA}"]
+        np.testing.assert_array_equal(found[row.tensor.path], row.decode(stored), err_msg=row.name)
     assert "311 moving averages, 0 raw" in describe(metadata, "out")
     with pytest.raises(WeightsError, match="exists already"):
         port.port_checkpoint(folder, tmp_path / "out")

@@ -114,7 +114,7 @@ def test_a_damaged_listing_is_as_good_as_none(kept, monkeypatch, tmp_path, name)
 
 
 def test_a_newer_listing_takes_nothing_from_a_run_that_goes_on(kept, monkeypatch, tmp_path):
-    """Workers may be started hours after a folder was listed; by then it may have changed, and another run have come."""
+    """Workers may be started hours after a folder was listed: it may have changed, and another run have come."""
     source = listed(kept, monkeypatch)[0].split("train")
     expected = source.read_many(np.arange(8))
     early = pickle.dumps(source.records)  # on its way to a worker

@@ -21,7 +21,7 @@ from effnet_jax.train.step.freeze import FreezePlan
 from effnet_jax.train.step.optimizers import RMSPROP_EPSILON, make_optimizer, make_schedule
 from effnet_jax.train.step.state import create_state
 from effnet_jax.train.step.steps import make_train_step
-from effnet_jax.weights import names
+from effnet_jax.weights.layouts import LAYOUTS
 from tests import float64, synthetic
 
 FIRST_STEP = 7
@@ -137,13 +137,13 @@ def exact_gradients(exact):
 def by_tf_name(tree, collection):
     """{TensorFlow name: array in TensorFlow's shape}."""
     result = {}
-    for row in names.table(VARIANTS["b0"], 1000):
-        kind, *path = row.path.split("/")
+    for row in LAYOUTS["tf1"].table(VARIANTS["b0"], 1000):
+        kind, *path = row.tensor.path.split("/")
         if kind == collection:
             leaf = tree
             for key in path:
                 leaf = leaf[key]
-            result[row.tf_name] = np.asarray(leaf).reshape(row.tf_shape)
+            result[row.name] = np.asarray(leaf).reshape(row.shape)
     return result
 
 
