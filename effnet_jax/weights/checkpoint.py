@@ -3,14 +3,16 @@
 import abc
 import contextlib
 import hashlib
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from effnet_jax.errors import CheckpointError
+from effnet_jax.weights.about import About
 
 
 class Entry(NamedTuple):
@@ -29,11 +31,13 @@ class Checkpoint(abc.ABC):
       source: the file that the user named, or the common path of a checkpoint's files without their endings.
       files: the files that a checksum of the whole covers (the archive itself where there is one).
       entries: name -> `Entry`.
+      about: what they say of the weights.
     """
 
     source: Path
     files: tuple[Path, ...]
     entries: Mapping[str, Entry]
+    about: About = About()
 
     def __init__(self) -> None:
         self._resources = contextlib.ExitStack()
@@ -83,3 +87,19 @@ class Checkpoint(abc.ABC):
             return self.entries[name]
         except KeyError:
             raise CheckpointError(f"{self.source} has no array named {name!r}") from None
+
+
+def needs(package: str, what: object) -> Any:
+    """Imports a package that only one kind of file needs.
+
+    Args:
+      package: its name.
+      what: needs it.
+
+    Raises:
+      CheckpointError: it is not installed; with the cure.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        raise CheckpointError(f"{what} needs {package}: pip install 'effnet-jax[formats]'") from None

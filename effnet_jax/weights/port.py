@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -14,9 +14,10 @@ from effnet_jax.model.variants import VARIANTS, Variant, get_family, get_variant
 from effnet_jax.weights.checkpoint import Checkpoint
 from effnet_jax.weights.layouts import LAYOUTS, Layout, Stored, layout_of
 from effnet_jax.weights.layouts.tf1 import EMA_ENDING, is_scope, variant_in_name
-from effnet_jax.weights.metadata import Metadata, check_output, imagenet_class_names
+from effnet_jax.weights.metadata import Metadata, check_output
+from effnet_jax.weights.published import Published
 from effnet_jax.weights.readers import open_checkpoint
-from effnet_jax.weights.recipes import choose_family, choose_resolution
+from effnet_jax.weights.recipes import describe_source
 
 _LISTED = 6  # names of each kind in an error of one screen
 
@@ -50,6 +51,8 @@ def port_checkpoint(
     notop: bool = False,
     ema: bool = True,
     num_classes: int | None = None,
+    class_names: Sequence[str] | None = None,
+    published: Published | None = None,
 ) -> Metadata:
     """Reads published weights and writes a weights dir.
 
@@ -62,6 +65,9 @@ def port_checkpoint(
       notop: leave the classifier out.
       ema: take the moving average of each variable that has one; else the raw values.
       num_classes: the number of classes that the file must have; None: any.
+      class_names: one for each class; None: those that the file has, or ImageNet's where the source is known to be one
+        of the published files. A number of classes says nothing about what they are.
+      published: which of the published weights they are; None: told from the source.
 
     Returns:
       The metadata of the weights dir. `source["ema"]` and `source["raw"]` count the tensors of each kind.
@@ -78,7 +84,8 @@ def port_checkpoint(
     out = check_output(out)
     with open_checkpoint(source) as checkpoint, ThreadPoolExecutor(2) as pool:
         plan = plan_port(checkpoint, variant=variant, notop=notop, ema=ema, num_classes=num_classes)
-        recipe = choose_family(Path(source), plan.variant, family)
+        described = describe_source(checkpoint, Path(source), plan, family, published)
+        names = _class_names(plan.num_classes, class_names, described.class_names, str(source))
         digest = pool.submit(checkpoint.sha256)
         variables = pool.submit(read_variables, checkpoint, plan)
         # JAX and orbax take a second to import: a mistake is told before, and the files are read meanwhile.
@@ -86,15 +93,18 @@ def port_checkpoint(
 
         metadata = Metadata(
             variant=plan.variant.name,
-            family=recipe.name,
-            normalization=recipe.normalization,
-            crop=recipe.crop,
-            resolution=choose_resolution(Path(source), plan.variant),
+            family=described.family,
+            normalization=described.normalization,
+            crop=described.crop,
+            resize=described.resize,
+            resolution=described.resolution,
             num_classes=plan.num_classes,
-            class_names=imagenet_class_names(plan.num_classes),
+            class_names=names,
             ema=None if plan.averaged is None else plan.averaged > 0,
             source={
                 "name": Path(source).name,
+                "published": described.published,
+                "layout": plan.layout.name,
                 "sha256": digest.result(),
                 "tensors": len(plan.names),
                 "ema": plan.averaged or 0,
@@ -103,6 +113,13 @@ def port_checkpoint(
             },
         )
     return write_weights(out, variables.result(), metadata)
+
+
+def _class_names(num_classes: int, given: Sequence[str] | None, told: Sequence[str], where: str) -> tuple[str, ...]:
+    names = tuple(told if given is None else given)
+    if names and num_classes and len(names) != num_classes:
+        raise CheckpointError(f"{where} has {num_classes} classes and {len(names)} class names: give one for each")
+    return names if num_classes else ()
 
 
 def plan_port(

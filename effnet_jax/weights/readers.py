@@ -1,4 +1,4 @@
-"""Opens whatever weights come in: a TensorFlow checkpoint, its folder, its archive, an `.npz` or a `.pth`."""
+"""Opens whatever weights come in, the kind told from the file."""
 
 import contextlib
 import re
@@ -14,16 +14,19 @@ import numpy as np
 from effnet_jax.archives import ArchiveError, Npz, most_unpacked
 from effnet_jax.errors import CheckpointError, nearest
 from effnet_jax.weights.checkpoint import Checkpoint, Entry
+from effnet_jax.weights.h5 import KerasFile
 from effnet_jax.weights.pth import TorchFile
+from effnet_jax.weights.safetensors import SafetensorsFile
 from effnet_jax.weights.tensor_bundle import INDEX_ENDING, TensorBundle, index_path
 
 __all__ = ["Checkpoint", "NumpyFile", "open_checkpoint"]
 
 _ARCHIVES = (".tar.gz", ".tgz", ".tar")
+_TENSORS = "model.safetensors"
 _DATA = re.compile(r"\.data-\d{5}-of-\d{5}$")
 KINDS = (
-    "a checkpoint's prefix (…/model.ckpt) or folder, the published .tar.gz, "
-    "an .npz of arrays under TensorFlow's names, or a .pth"
+    "a checkpoint's prefix (…/model.ckpt) or folder, the published .tar.gz, an .npz of arrays under TensorFlow's "
+    "names, timm's .safetensors or its folder, a .pth, or Keras' .h5, .weights.h5 or .keras"
 )
 
 
@@ -32,7 +35,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
     Args:
       path: a checkpoint's prefix (or one of its files), its folder, an archive with one checkpoint, an `.npz` of arrays
-        under TensorFlow's names, or a `.pth` with a state dict.
+        under TensorFlow's names, timm's `.safetensors` or the folder with it, a `.pth` with a state dict, or a file of
+        Keras (`.h5`, `.weights.h5`, `.keras`).
 
     Returns:
       Its arrays, not yet read.
@@ -42,15 +46,20 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        return TensorBundle(_prefix_in_folder(path))
+        tensors = path / _TENSORS  # a folder as on Hugging Face's hub
+        return SafetensorsFile(tensors) if tensors.is_file() else TensorBundle(_prefix_in_folder(path))
     name = path.name
     if path.is_file():
         if name.endswith(_ARCHIVES):
             return _open_archive(path)
         if path.suffix == ".npz":
             return NumpyFile(path)
-        if path.suffix in (".pth", ".pt"):
+        if path.suffix in (".pth", ".pt", ".bin"):
             return TorchFile(path)
+        if path.suffix == ".safetensors":
+            return SafetensorsFile(path)
+        if path.suffix in (".h5", ".keras", ".hdf5"):
+            return KerasFile(path)
     for ending in (re.escape(INDEX_ENDING) + "$", _DATA.pattern, r"\.meta$"):
         name = re.sub(ending, "", name)
     prefix = path.with_name(name)

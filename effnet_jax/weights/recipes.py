@@ -1,16 +1,23 @@
-"""What a file's name says about the weights in it: the recipe that they were trained by, and the resolution."""
+"""What is known of the weights in a file: from the table of published ones, from the file, from its name."""
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from effnet_jax.errors import VariantError
 from effnet_jax.model.variants import FAMILIES, Family, Variant, get_family
+from effnet_jax.weights.checkpoint import Checkpoint
+from effnet_jax.weights.metadata import imagenet_class_names
+from effnet_jax.weights.published import Published, find_published, table
+
+if TYPE_CHECKING:
+    from effnet_jax.weights.port import Plan
 
 # What file names say about the family, the more telling first. Folder names count only where they are those of the
 # published bucket: `imagenet` above a file may be the name of a data set.
 _FAMILY_IN_FILE = (
     ("noisy_student", re.compile(r"noisy[-_]?student")),
-    ("advprop", re.compile(r"advprop")),
+    ("advprop", re.compile(r"advprop|^adv-")),
     ("imagenet", re.compile(r"imagenet|rand[-_]?aug|auto[-_]?aug|ckptsaug")),
 )
 _FAMILY_IN_FOLDER = {
@@ -20,6 +27,79 @@ _FAMILY_IN_FOLDER = {
     "advprop": "advprop",
     "noisystudent": "noisy_student",
 }
+
+
+class Described(NamedTuple):
+    """What using the weights asks for, as in `Metadata`; `published` is their name in the table, or empty."""
+
+    family: str
+    normalization: str
+    crop: str
+    resize: str
+    resolution: int
+    class_names: tuple[str, ...]
+    published: str
+
+
+def describe_source(
+    checkpoint: Checkpoint, source: Path, plan: "Plan", family: str | None, published: Published | None
+) -> Described:
+    """Returns what is known of weights.
+
+    Args:
+      checkpoint: that they are in.
+      source: the path that was given.
+      plan: what they are.
+      family: the recipe that the user says they were trained by, if any.
+      published: which of the published weights they are, where that is known.
+
+    Raises:
+      VariantError: the scaling of the input is not known; or the family has no such variant.
+      CheckpointError: the file scales its input in a way that is not known.
+    """
+    about, variant = checkpoint.about, plan.variant
+    published = published or find_published(about.name) or _published_in_name(source, variant)
+    if published and published.variant == variant.name and family in (None, published.family):
+        recipe, names = published.recipe, imagenet_class_names(plan.num_classes)
+        return Described(
+            recipe.name, recipe.normalization, recipe.crop, "bicubic", published.resolution, names, published.name
+        )
+    told = about.normalization(str(checkpoint.source))
+    original = _family_in_name(source) is not None and not about.name
+    recipe = _family_with(told, variant, source) if told and family is None else choose_family(source, variant, family)
+    return Described(
+        family=recipe.name,
+        normalization=told or recipe.normalization,
+        crop=about.crop or recipe.crop,
+        resize=about.resize or "bicubic",
+        resolution=about.resolution or choose_resolution(source, variant),
+        class_names=about.class_names or (imagenet_class_names(plan.num_classes) if original else ()),
+        published="",
+    )
+
+
+def _published_in_name(source: Path, variant: Variant) -> Published | None:
+    """The published weights whose file or folder is called so, where that is the name of one alone."""
+    names = {part.name.lower().replace("_", "-") for part in (source.absolute(), source.absolute().parent)}
+    found = [
+        row
+        for row in table().values()
+        if row.variant == variant.name
+        and any(_stem(place.file) & (names | {name.removesuffix(".tar.gz") for name in names}) for place in row.sources)
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def _stem(file: str) -> set[str]:
+    return {file.lower().replace("_", "-").removesuffix(".tar.gz")}
+
+
+def _family_with(normalization: str, variant: Variant, source: Path) -> Family:
+    """The recipe of a file that says how its input is scaled: the one in its name, else the first that scales so."""
+    possible = [family for family in FAMILIES.values() if variant.name in family.variants]
+    alike = [family for family in possible if family.normalization == normalization]
+    told = _family_in_name(source)
+    return next((family for family in alike if family.name == told), (alike or possible)[0])
 
 
 def choose_family(source: Path, variant: Variant, family: str | None) -> Family:

@@ -20,6 +20,7 @@ from effnet_jax.model.efficientnet import create_model
 from effnet_jax.model.layers import dense_kernel_init
 from effnet_jax.model.variants import get_variant
 from effnet_jax.weights import names
+from effnet_jax.weights.by_name import weights_dir
 from effnet_jax.weights.metadata import METADATA_FILE, Metadata, check_output, current_versions
 
 Variables = dict[str, Any]
@@ -82,10 +83,13 @@ def _write(path: epath.Path, tree: Variables, metadata: Metadata) -> None:
 def read_metadata(path: epath.PathLike) -> Metadata:
     """Reads what a weights dir says about itself, without its arrays.
 
+    Args:
+      path: of the weights dir, or the name of published weights (`by_name.weights_dir`).
+
     Raises:
       WeightsError: it is missing, no weights dir, damaged, or of a newer format.
     """
-    path = files.as_path(path)
+    path = weights_dir(path)
     file = path / METADATA_FILE
     try:
         return Metadata.from_json(file.read_text(encoding="utf-8"), file)
@@ -117,7 +121,7 @@ def read_weights(path: epath.PathLike) -> tuple[Variables, Metadata]:
     """Reads a weights dir; every leaf's checksum is verified.
 
     Args:
-      path: the folder.
+      path: the folder, or the name of published weights (`by_name.weights_dir`).
 
     Returns:
       `{"params": …, "batch_stats": …}` as nested dicts of NumPy arrays, and the metadata.
@@ -125,7 +129,7 @@ def read_weights(path: epath.PathLike) -> tuple[Variables, Metadata]:
     Raises:
       WeightsError: it is missing, no weights dir, damaged (the message names the leaf), or of a newer format.
     """
-    path = files.absolute(path)
+    path = files.absolute(weights_dir(path))
     metadata = read_metadata(path)
     restore = "restore the weights dir from a copy, or port the weights again"
     folder = path / VARIABLES_FOLDER
@@ -155,7 +159,7 @@ def load_weights(
     """Makes the model of a weights dir, with its values.
 
     Args:
-      path: the weights dir.
+      path: the weights dir, or the name of published weights: `noisy_student_b1`, `tf_efficientnet_b1.ns_jft_in1k`.
       num_classes: outputs that the classifier shall have; None: as stored.
       new_classifier: whether a classifier of another size than stored may be made, with fresh values as the original
         initialises them. The metadata returned then has no class names.

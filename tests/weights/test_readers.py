@@ -56,9 +56,9 @@ def test_paths_that_hold_nothing(folder, tmp_path):
         open_checkpoint(folder / "modle.ckpt.indx")
     with pytest.raises(CheckpointError, match=r"no file, folder or checkpoint .*give a checkpoint's prefix"):
         open_checkpoint(tmp_path / "nowhere" / "model.ckpt")
-    (tmp_path / "weights.h5").write_bytes(b"x")
+    (tmp_path / "weights.onnx").write_bytes(b"x")
     with pytest.raises(CheckpointError, match="of no known kind"):
-        open_checkpoint(tmp_path / "weights.h5")
+        open_checkpoint(tmp_path / "weights.onnx")
     (tmp_path / "empty" / "metadata.json").touch()
     with pytest.raises(CheckpointError, match="a weights dir already"):
         open_checkpoint(tmp_path / "empty")

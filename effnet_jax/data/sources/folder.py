@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from effnet_jax.cache import cache_folder
 from effnet_jax.data.sources.base import EncodedSource, expand
 from effnet_jax.data.sources.dataset import Dataset, class_order
 from effnet_jax.data.sources.labels_csv import find_labels, labelled_files
@@ -77,10 +78,9 @@ def open_folder(
 
 def _place(root: str, asked: Sequence[str], skip: bool) -> str:
     """Where the listing of a large folder is kept for the next time."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     # What is an error without `skip` must not be passed over because of a listing with it.
     of = "\0".join([os.path.realpath(root), *asked, "skip" * skip])
-    return os.path.join(base, "effnet_jax", "listings", hashlib.sha256(os.fsencode(of)).hexdigest()[:32])
+    return os.fspath(cache_folder("listings", hashlib.sha256(os.fsencode(of)).hexdigest()[:32]))
 
 
 def _list(

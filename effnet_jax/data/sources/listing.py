@@ -154,5 +154,5 @@ def read_file(path: str, label: int) -> Read:
     try:
         with open(path, "rb", buffering=0) as file:
             return file.readall(), label, displayed(path)
-    except OSError as error:
-        return DataError(f"{displayed(path)} cannot be read: {error.strerror or error}")
+    except (OSError, ValueError) as error:  # a path out of a damaged table may hold a zero
+        return DataError(f"{displayed(path)} cannot be read: {getattr(error, 'strerror', None) or error}")

@@ -1,0 +1,28 @@
+"""The user's cache: listings of large folders, downloads, published weights in orbax form."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def cache_folder(*parts: str) -> Path:
+    """A place in the cache: below `$EFFNET_JAX_CACHE`, else `effnet_jax` in `$XDG_CACHE_HOME` or `~/.cache`.
+
+    Args:
+      parts: of the path below.
+    """
+    given = os.environ.get("EFFNET_JAX_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
+    return Path(given or os.path.join(base, "effnet_jax")).expanduser().joinpath(*parts)
+
+
+@contextlib.contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Has one process of this machine at a time work at a path; others wait. It ends with the process at the latest."""
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(f".{path.name}.lock"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

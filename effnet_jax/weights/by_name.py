@@ -1,0 +1,137 @@
+"""Weights by name: the weights dir of published weights, made once and kept in the cache."""
+
+import importlib.metadata
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from etils import epath
+
+from effnet_jax import files
+from effnet_jax.cache import cache_folder, one_at_a_time
+from effnet_jax.errors import WeightsError
+from effnet_jax.weights.fetch import NotFetched, Told, fetch
+from effnet_jax.weights.published import Published, Source, find_published, get_published
+
+Bar = Callable[[str], Told]  # from what is fetched to who hears of it
+
+
+def show_bar(file: str) -> Told:
+    """Shows how far a download is that takes more than two seconds: in one line of a terminal, else now and then."""
+    began, shown = time.monotonic(), 2.0
+
+    def told(done: int, total: int) -> None:
+        nonlocal shown
+        taken, alone = time.monotonic() - began, sys.stderr.isatty()
+        if taken > shown:
+            shown = taken + (0.2 if alone else 10.0)
+            of = f" of {total / 1e6:,.0f}" if total else ""
+            print(
+                f"fetching {file}: {done / 1e6:,.0f}{of} MB", end="\r" if alone else "\n", file=sys.stderr, flush=True
+            )
+
+    return told
+
+
+def weights_dir(name: epath.PathLike, *, bar: Bar = show_bar) -> epath.Path:
+    """The weights dir of a path or of a name.
+
+    Args:
+      name: the path of a weights dir; or where there is no such path the name of published weights, ours
+        (`noisy_student_b1`) or timm's (`tf_efficientnet_b1.ns_jft_in1k`).
+      bar: shows how far a download is.
+
+    Returns:
+      The folder; of a name it is in the cache, where it is put at first use.
+
+    Raises:
+      WeightsError: weights of this name are not in the cache and cannot be fetched: what to put where; or the name is
+        not known.
+    """
+    path = files.as_path(name)
+    text = os.fspath(name)
+    if not files.is_local(path) or path.exists():
+        return path
+    found = find_published(text)
+    if found is None and ("/" in text or os.sep in text):
+        return path  # whoever reads it says that it is not there
+    return epath.Path(get_weights(found or get_published(text), bar=bar))
+
+
+def place_of(published: Published) -> Path:
+    """Where the weights dir of published weights is kept."""
+    return cache_folder("weights", published.name)
+
+
+def get_weights(published: Published, *, bar: Bar = show_bar) -> Path:
+    """Returns the weights dir of published weights, made at first use.
+
+    Raises:
+      WeightsError: they cannot be fetched: what to put where.
+    """
+    place = place_of(published)
+    if place.is_dir():
+        return place
+    with one_at_a_time(place):
+        if place.is_dir():  # another process has made it meanwhile
+            return place
+        reasons = []
+        for source in published.sources:
+            try:
+                file, fetched = _file_of(published, source, bar)
+            except NotFetched as error:
+                reasons.append(str(error))
+                continue
+            from effnet_jax.weights.port import port_checkpoint
+
+            port_checkpoint(file, place, variant=published.variant, published=published)
+            if fetched:
+                file.unlink(missing_ok=True)
+            return place
+    raise WeightsError(_what_to_do(published, reasons))
+
+
+def _file_of(published: Published, source: Source, bar: Bar) -> tuple[Path, bool]:
+    """The file of a source, and whether it was fetched for this."""
+    if source.package:
+        return _in_package(source), False
+    place = _download(published, source)
+    if place.exists():  # put there by hand
+        return place, False
+    return fetch(source.url, place, sha256=source.sha256, told=bar(source.file)), True
+
+
+def _download(published: Published, source: Source) -> Path:
+    # Files of several recipes have one name.
+    return cache_folder("downloads", published.name, source.file)
+
+
+def _in_package(source: Source) -> Path:
+    try:
+        listed = importlib.metadata.files(source.package) or []
+    except importlib.metadata.PackageNotFoundError:
+        raise NotFetched(f"the package {source.package} is not installed") from None
+    for file in listed:
+        if file.name == source.file:
+            return Path(str(file.locate()))
+    raise NotFetched(f"the package {source.package} has no {source.file}")
+
+
+def _what_to_do(published: Published, reasons: list[str]) -> str:
+    lines = [f"{published.name} is not on this machine and could not be fetched:", *(f"  {r}" for r in reasons)]
+    packages = [source.package for source in published.sources if source.package]
+    if packages:
+        lines.append(f"Without a network for them: pip install {packages[0]}; or")
+    lines.append("fetch one of these where there is a network, and put it here as it is:")
+    lines += [f"  {s.url}\n    -> {_download(published, s)}" for s in published.sources if s.url]
+    return "\n".join(lines)
+
+
+def forget(published: Published) -> None:
+    """Removes weights from the cache."""
+    for folder in (place_of(published), cache_folder("downloads", published.name)):
+        if folder.exists():
+            shutil.rmtree(folder)

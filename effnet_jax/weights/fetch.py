@@ -1,0 +1,118 @@
+"""Fetching files: what broke off goes on, what is another file than it should be is told. No JAX."""
+
+import errno
+import hashlib
+import http.client
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from effnet_jax import files
+from effnet_jax.cache import cache_folder
+from effnet_jax.errors import WeightsError
+
+Told = Callable[[int, int], None]  # bytes that are there, bytes in all (0: not known)
+
+_TRIES = 4
+_TIMEOUT = 30.0  # seconds without a byte
+_CHUNK = 2**20
+_CHECKSUMS = "checksums.json"
+
+
+class NotFetched(WeightsError):
+    """A file could not be fetched. The message says why, without a cure."""
+
+
+def fetch(url: str, place: Path, *, sha256: str = "", told: Told = lambda done, total: None) -> Path:
+    """Fetches a file; what a try before left is gone on with.
+
+    Args:
+      url: where it is.
+      place: where to put it; it is there whole or not at all.
+      sha256: how its SHA-256 begins, where that is known; else the one of the first time it was fetched is asked for.
+      told: hears how far it is.
+
+    Returns:
+      `place`.
+
+    Raises:
+      NotFetched: no network, no such file, or it is not the file that it should be.
+      WeightsError: the disk is full.
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
+    partial = place.with_name(f".{place.name}.partial")
+    try:
+        for attempt in range(_TRIES):
+            try:
+                _go_on(url, partial, told)
+                break
+            except urllib.error.HTTPError as error:
+                if error.code < 500 or attempt == _TRIES - 1:
+                    raise NotFetched(f"{url}: HTTP status {error.code} ({error.reason})") from None
+            except (OSError, http.client.HTTPException) as error:
+                if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+                    raise
+                if attempt == _TRIES - 1 or not _may_pass(error):
+                    why = getattr(error, "reason", None) or error
+                    raise NotFetched(f"{url}: {why or type(why).__name__}") from None
+            time.sleep(2.0**attempt / 4)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise WeightsError(
+            f"{place} cannot be written ({error.strerror}): free some space, or set EFFNET_JAX_CACHE to another folder"
+        ) from error
+    _check(url, partial, sha256)
+    partial.replace(place)
+    return place
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether another try may help: not where there is no such name or server."""
+    reason = getattr(error, "reason", error)
+    return isinstance(reason, TimeoutError | ConnectionResetError | ConnectionAbortedError | http.client.HTTPException)
+
+
+def _go_on(url: str, partial: Path, told: Told) -> None:
+    """Fetches what is missing of a file."""
+    have = partial.stat().st_size if partial.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise
+        partial.unlink()  # it is longer than the file, which has changed; or whole, which only the whole file tells
+        have, response = 0, urllib.request.urlopen(url, timeout=_TIMEOUT)
+    with response, open(partial, "ab") as file:
+        if have and response.status != http.HTTPStatus.PARTIAL_CONTENT:
+            file.truncate(0)
+            have = 0
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length else 0
+        while chunk := response.read(_CHUNK):
+            file.write(chunk)
+            have += len(chunk)
+            told(have, total)
+        if total and have < total:
+            raise http.client.IncompleteRead(b"", total - have)
+
+
+def _check(url: str, partial: Path, sha256: str) -> None:
+    """Compares a file's SHA-256 with what is known of it."""
+    with open(partial, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    memory = cache_folder(_CHECKSUMS)
+    try:
+        known = json.loads(memory.read_text())
+    except (OSError, ValueError):
+        known = {}
+    expected = sha256 or known.get(url, "")
+    if not found.startswith(expected):
+        partial.unlink()
+        whose = "it is published with" if sha256 else "it had when it was first fetched"
+        raise NotFetched(f"{url}: its SHA-256 is {found}, and {whose} {expected}")
+    if not sha256 and url not in known:
+        files.write_json(memory, {**known, url: found})
