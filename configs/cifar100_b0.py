@@ -1,7 +1,6 @@
 """CIFAR-100 with EfficientNet-B0 at 224: the full recipe, for a GPU or a TPU.
 
-    python tools/port_tf_checkpoint.py noisy_student_efficientnet-b0.tar.gz weights/b0 --family noisy_student
-    python tools/prepare_data.py cifar100 --data_dir=DIR
+    python -m effnet_jax.prepare cifar100 --data_dir=DIR
     python -m effnet_jax.train --config=configs/cifar100_b0.py --workdir=runs/cifar100_b0 --config.data.data_dir=DIR
 
 The classifier alone first, from a cache of pooled features; then everything for 100 epochs, batch norm still, with
@@ -22,7 +21,7 @@ from effnet_jax.train.config import default_config, phase, shrink
 def get_config(mode: str = "") -> ConfigDict:
     config = default_config()
     config.variant = "b0"
-    config.weights = "weights/b0"
+    config.weights = "noisy_student_b0"
     config.batch_size = 256
     config.dtype = "bfloat16"
     config.eval_every = 5

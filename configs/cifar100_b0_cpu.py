@@ -1,7 +1,6 @@
 """CIFAR-100 with EfficientNet-B0 on two CPU cores, in two hours: 85.0 % on test.
 
-python tools/port_tf_checkpoint.py efficientnet-b0.tar.gz weights/b0 --family imagenet
-python tools/prepare_data.py cifar100 --data_dir=DIR
+python -m effnet_jax.prepare cifar100 --data_dir=DIR
 python -m effnet_jax.train --config=configs/cifar100_b0_cpu.py --workdir=runs/b0_cpu --config.data.data_dir=DIR
 
 The classifier at 224 first, from a cache of pooled features: the frozen network runs once over the images, and each of
@@ -21,7 +20,7 @@ from effnet_jax.train.config import default_config, phase, shrink
 def get_config(mode: str = "") -> ConfigDict:
     config = default_config()
     config.variant = "b0"
-    config.weights = "weights/b0"
+    config.weights = "autoaugment_b0"
     config.batch_size = 64
     config.data.name = "cifar100"
     config.data.train = "train[:95%]"

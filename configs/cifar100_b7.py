@@ -1,6 +1,5 @@
 """CIFAR-100 with EfficientNet-B7 at 600, for a TPU slice or several GPUs.
 
-    python tools/port_tf_checkpoint.py noisy_student_efficientnet-b7.tar.gz weights/b7 --family noisy_student
     python -m effnet_jax.train --config=configs/cifar100_b7.py --workdir=runs/cifar100_b7 --config.data.data_dir=DIR
 
 The classifier, then the last two stages, then everything: a larger network learns small images by heart sooner, so it
@@ -22,7 +21,7 @@ from effnet_jax.train.config import default_config, phase, shrink
 def get_config(mode: str = "") -> ConfigDict:
     config = default_config()
     config.variant = "b7"
-    config.weights = "weights/b7"
+    config.weights = "noisy_student_b7"
     config.batch_size = 128
     config.dtype = "bfloat16"
     config.remat = True

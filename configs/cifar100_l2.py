@@ -1,6 +1,5 @@
 """CIFAR-100 with EfficientNet-L2 at 475, from its Noisy Student weights, for a TPU pod.
 
-    python tools/port_tf_checkpoint.py noisy_student_efficientnet-l2_475.tar.gz weights/l2_475 --family noisy_student
     python -m effnet_jax.train --config=configs/cifar100_l2.py --workdir=runs/cifar100_l2 --config.data.data_dir=DIR
 
 480 million parameters: the classifier from a cache of pooled features, then everything with SAM, whose two gradients a
@@ -22,7 +21,7 @@ from effnet_jax.train.config import default_config, phase, shrink
 def get_config(mode: str = "") -> ConfigDict:
     config = default_config()
     config.variant = "l2"
-    config.weights = "weights/l2_475"
+    config.weights = "noisy_student_l2_475"
     config.resolution = 475
     config.batch_size = 256
     config.dtype = "bfloat16"

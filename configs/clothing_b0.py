@@ -1,6 +1,5 @@
 """Ten kinds of clothes with EfficientNet-B0 at 224: an image folder, a laptop, a few minutes.
 
-    python tools/port_tf_checkpoint.py efficientnet-b0.tar.gz weights/b0 --family imagenet
     python -m effnet_jax.train --config=configs/clothing_b0.py --workdir=runs/clothing_b0
 
 The classifier alone first; then the deeper half of the network with it, at a low rate and with stronger augmentation.
@@ -18,7 +17,7 @@ from effnet_jax.train.config import default_config, phase
 def get_config(mode: str = "") -> ConfigDict:
     config = default_config()
     config.variant = "b0"
-    config.weights = "weights/b0"
+    config.weights = "autoaugment_b0"
     config.batch_size = 32
     config.data.name = "examples/clothing"
     # Evaluation crops to 7/8 of the short side: training looks at views from there up to the whole square.

@@ -2,7 +2,7 @@
 
     make quickstart
 
-which is, after the installation and the porting of the weights:
+which is, after the installation:
 
     python -m effnet_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
 
@@ -21,7 +21,7 @@ from effnet_jax.train.config import default_config, phase
 def get_config(mode: str = "") -> ConfigDict:
     config = default_config()
     config.variant = "lite0"
-    config.weights = "weights/lite0"
+    config.weights = "lite0"
     config.resolution = 192
     config.batch_size = 32
     config.data.name = "examples/clothing"

@@ -1,9 +1,15 @@
-"""What the model sees: a batch of a run's first steps, training and evaluation side by side."""
+"""Draws what the model sees: a batch of training views beside the same examples in evaluation, with labels.
 
+python -m effnet_jax.preview --config=configs/quickstart.py --out=batch.png [--phase=blocks] [--step=0] [--count=24]
+    [--config.augment.flip=False …]
+"""
+
+import argparse
 import contextlib
 import dataclasses
 import io
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +23,7 @@ from effnet_jax.data.augment import resize_on_device
 from effnet_jax.data.augment_settings import AugmentSettings
 from effnet_jax.data.sources import open_source
 from effnet_jax.data.sources.base import ArraySource, Source, typical_side
-from effnet_jax.errors import ConfigError, WeightsError, nearest
+from effnet_jax.errors import ConfigError, WeightsError, nearest, run_command
 from effnet_jax.train.config import check_config
 from effnet_jax.train.initial import check_weights
 from effnet_jax.train.phases import make_phases
@@ -178,3 +184,31 @@ def draw_views(views: Views, path: str | os.PathLike) -> None:
     figure.savefig(picture, format="png")
     files.make_folder(files.as_path(path).parent)
     files.write_bytes(path, picture.getvalue())
+
+
+def main() -> int:
+    """Runs the command. Returns its exit status."""
+    from effnet_jax.train.__main__ import parse_command
+
+    parser = argparse.ArgumentParser(
+        prog="python -m effnet_jax.preview",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--out", default="batch.png", help="the PNG file to write")
+    parser.add_argument("--phase", default="", help="whose augmentation is shown; the first phase's by default")
+    parser.add_argument("--step", type=int, default=0, help="the step of the run whose batch is shown")
+    parser.add_argument("--count", type=int, default=24, help="how many examples at most")
+    args, others = parser.parse_known_args()
+    if args.count < 1 or args.step < 0:
+        raise ConfigError("--count must be at least 1, --step at least 0")
+    # The recipe and its overrides are read as in training; nothing is written to a run dir.
+    config = parse_command([sys.argv[0], *others, "--workdir=unused"]).config
+    draw_views(collect_views(config, phase=args.phase, step=args.step, count=args.count), args.out)
+    print(f"wrote {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

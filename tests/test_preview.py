@@ -1,15 +1,15 @@
 """The picture of what the model sees."""
 
-import runpy
 import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from effnet_jax import preview
 from effnet_jax.data.preprocess import evaluation_image
 from effnet_jax.data.sources import open_source
-from effnet_jax.errors import ConfigError
+from effnet_jax.errors import ConfigError, run_command
 from effnet_jax.preview import Views, collect_views, draw_views
 from effnet_jax.train.config import default_config, phase
 
@@ -78,9 +78,9 @@ def test_the_command_writes_a_picture(image_folder, tmp_path, monkeypatch, capsy
     )
     out = tmp_path / "batch.png"
     arguments = [f"--config={recipe}", f"--config.data.name={image_folder()}", f"--out={out}", "--count=4"]
-    monkeypatch.setattr(sys, "argv", ["show_batch.py", *arguments])
+    monkeypatch.setattr(sys, "argv", ["preview", *arguments])
     with pytest.raises(SystemExit) as ended:
-        runpy.run_path("tools/show_batch.py", run_name="__main__")
+        run_command(preview.main)
     assert ended.value.code == 0
     assert f"wrote {out}" in capsys.readouterr().out
     with Image.open(out) as picture:

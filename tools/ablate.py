@@ -1,6 +1,6 @@
 """Runs the ablations of docs/results.md and draws one table and one picture of them.
 
-    python tools/ablate.py runs/ablations --weights weights/b0 --data-dir DIR [--only NAME …]
+    python tools/ablate.py runs/ablations --weights autoaugment_b0 --data-dir DIR [--only NAME …]
 
 DIR is where tensorflow-datasets keeps CIFAR-100. Each arm with each seed is an ordinary run in OUT/<arm>/seed<k>, and
 what it printed is in OUT/<arm>/seed<k>.log. A run that was stopped goes on, one that is finished is not run again, and

@@ -24,6 +24,7 @@ from tpu_slices import GENERATIONS, find_slice
 from effnet_jax.errors import ConfigError, nearest, run_command
 from effnet_jax.train.__main__ import parse_command
 from effnet_jax.train.config import check_config
+from effnet_jax.weights.published import find_published
 
 LOOKS = 75  # at a run that has begun, for 15 seconds: one that fails so soon has met a mistake in what it was given
 
@@ -105,7 +106,9 @@ def check_training(args: argparse.Namespace, overrides: Sequence[str]) -> Traini
         raise ConfigError(f"--workdir={args.workdir}: {why}: give gs://BUCKET/FOLDER")
     command = parse_command(["train", f"--config={args.config}", f"--workdir={args.workdir}", *overrides])
     config = check_config(command.config)
-    places = {"weights": config.weights, "data.data_dir": config.data.data_dir}
+    places = {"data.data_dir": config.data.data_dir}
+    if not find_published(config.weights):  # those have names: each host fetches them
+        places["weights"] = config.weights
     if not config.data.data_dir:
         places["data.name"] = config.data.name
     for key, place in places.items():

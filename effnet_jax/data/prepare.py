@@ -228,7 +228,7 @@ def _write_info(folder: str, name: str, origin: str, source: Source, splits: lis
     info = {
         "name": name,
         "version": VERSION,
-        "description": f"Written from {origin} by tools/prepare_data.py.",
+        "description": f"Written from {origin} by effnet_jax.prepare.",
         "fileFormat": "array_record",
         "splits": splits,
         "supervisedKeys": {"tuple": {"items": [{"featureKey": "image"}, {"featureKey": "label"}]}},

@@ -1,6 +1,5 @@
 """`python -m effnet_jax.train --config=FILE --workdir=DIR`: trains as a recipe says, and resumes."""
 
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -10,11 +9,13 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from effnet_jax.errors import ConfigError, nearest, run_command
+from effnet_jax.recipes import find_recipe
 from effnet_jax.train.config import check_config, default_config, flat, plain
 
 USAGE = """usage: python -m effnet_jax.train --config=FILE[:ARGUMENT] --workdir=DIR [--config.KEY=VALUE …]
 
-Trains as the recipe FILE says (`get_config(ARGUMENT)`; ARGUMENT "smoke" shrinks a recipe to a minute) and writes
+Trains as the recipe FILE says (`get_config(ARGUMENT)`; ARGUMENT "smoke" shrinks a recipe to a minute; the name of a
+recipe of the package, such as quickstart or cifar100_b0, stands for its file) and writes
 curves, weights and figures to DIR. Started again with the same command it goes on from the last checkpoint.
 
   --config.batch_size=32                     changes a key of the config
@@ -64,6 +65,10 @@ def parse_command(argv: Sequence[str]) -> Command:
     Raises:
       ConfigError: a flag, file, key or value that does not exist or cannot be read.
     """
+    path = next((argument.split("=", 1)[1] for argument in argv if argument.startswith("--config=")), "")
+    if path:
+        path = find_recipe(path)
+        argv = [f"--config={path}" if argument.startswith("--config=") else argument for argument in argv]
     # An own FlagValues: the command can then be called again in one process, and other modules' flags stay out.
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=list(argv))
@@ -71,14 +76,8 @@ def parse_command(argv: Sequence[str]) -> Command:
     flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0", flag_values=values)
     flags.DEFINE_integer("processes", 0, "how many processes there are", flag_values=values)
     flags.DEFINE_integer("process", -1, "which process this is, from 0", flag_values=values)
-    path = next((argument.split("=", 1)[1] for argument in argv if argument.startswith("--config=")), "")
     if not path:
-        raise ConfigError("--config=FILE is missing: name a recipe, such as --config=configs/quickstart.py")
-    if not os.path.isfile(path.partition(":")[0]):
-        folder = os.path.dirname(path) or "."
-        recipes = [os.path.join(folder, name) for name in os.listdir(folder)] if os.path.isdir(folder) else []
-        help_ = nearest(path, [name for name in recipes if name.endswith(".py")]) if recipes else "no such folder"
-        raise ConfigError(f"--config={path}: there is no such file: {help_}")
+        raise ConfigError("--config=FILE is missing: name a recipe, such as --config=quickstart")
     overrides = [argument.split("=", 1)[0] for argument in argv[1:] if argument.startswith("--config.")]
     try:
         with warnings.catch_warnings():

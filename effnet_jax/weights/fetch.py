@@ -43,7 +43,7 @@ def fetch(url: str, place: Path, *, sha256: str = "", told: Told = lambda done, 
       WeightsError: the disk is full.
     """
     place.parent.mkdir(parents=True, exist_ok=True)
-    partial = place.with_name(f".{place.name}.partial")
+    partial = place.with_name(f".{place.name}.fetched")
     try:
         for attempt in range(_TRIES):
             try:

@@ -96,13 +96,13 @@ def read_metadata(path: epath.PathLike) -> Metadata:
     except FileNotFoundError:
         pass
     except NotADirectoryError:
-        port = f"port it first: python tools/port_tf_checkpoint.py {path} OUT"
+        port = f"port it first: python -m effnet_jax.port {path} OUT"
         raise WeightsError(f"{path} is a file, not a weights dir: {port}") from None
     except UnicodeDecodeError as error:
         raise WeightsError(f"{file} is damaged ({error}): restore the weights dir from a copy") from None
     if not path.exists():
         raise WeightsError(
-            f"there is no weights dir {path}: check the path, or make one with python tools/port_tf_checkpoint.py"
+            f"there is no weights dir {path}: check the path, or make one with python -m effnet_jax.port"
         )
     for inner in ("weights", "weights_ema"):
         if (path / inner / METADATA_FILE).exists():
@@ -112,9 +112,7 @@ def read_metadata(path: epath.PathLike) -> Metadata:
             f"{path} is the run dir of a run that is not finished: finish it with the command that started it, or take "
             f"the weights of its newest checkpoint with python -m effnet_jax.export {path} OUT"
         )
-    raise WeightsError(
-        f"{path} is no weights dir (it has no {METADATA_FILE}): make one with tools/port_tf_checkpoint.py"
-    )
+    raise WeightsError(f"{path} is no weights dir (it has no {METADATA_FILE}): make one with python -m effnet_jax.port")
 
 
 def read_weights(path: epath.PathLike) -> tuple[Variables, Metadata]:

@@ -71,8 +71,6 @@ def test_it_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
     synthetic.write_weights_dir(weights)
     write_archive(tmp_path / "cifar-100-python.tar.gz")
     values = {
-        "VARIANT": "lite0",
-        "FAMILY": "lite",
         "WEIGHTS": str(weights),
         "DATA": str(tmp_path / "cifar-100-python.tar.gz"),
         "TRAIN": "train[:32]",

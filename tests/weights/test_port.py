@@ -9,12 +9,12 @@ import pytest
 
 from effnet_jax.errors import CheckpointError, VariantError, WeightsError
 from effnet_jax.model.variants import VARIANTS
+from effnet_jax.port import describe
 from effnet_jax.weights import names, port
 from effnet_jax.weights.layouts import LAYOUTS
 from effnet_jax.weights.layouts.tf1 import EMA_ENDING
 from effnet_jax.weights.store import load_weights, read_weights
 from tools.bundle_writer import write_bundle
-from tools.port_tf_checkpoint import describe
 
 EMA = EMA_ENDING
 

@@ -127,7 +127,7 @@ def test_missing_parts(damaged):
 
 
 def test_what_is_no_weights_dir(written, tmp_path):
-    with pytest.raises(WeightsError, match=r"no weights dir .*port_tf_checkpoint"):
+    with pytest.raises(WeightsError, match=r"no weights dir .*effnet_jax.port"):
         read_weights(tmp_path / "nothing")
     (tmp_path / "empty").mkdir()
     with pytest.raises(WeightsError, match="is no weights dir"):

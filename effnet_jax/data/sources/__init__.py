@@ -33,7 +33,7 @@ def open_dataset(
 
     Args:
       data: the config's `data`: `name` (a tensorflow-datasets name; `hf://` and a hub id; or a path to an image folder,
-        an `.npz`, a CIFAR archive or its unpacked folder, a set written by tools/prepare_data.py, a folder that
+        an `.npz`, a CIFAR archive or its unpacked folder, a set written by effnet_jax.prepare, a folder that
         Hugging Face's `save_to_disk` wrote, or parquet files), `data_dir` (where tensorflow-datasets' prepared sets
         are), `train`, `validation`, `test` (split expressions), `on_bad_image`.
       expressions: that will be asked for; None: those of `data`.

@@ -54,7 +54,7 @@ def find_prepared(name: str, data_dir: str = "") -> str:
         hint += f" A set of Hugging Face's hub is hf://{stem}" if "/" in stem else ""
         raise DataError(
             f"{base} does not hold the set {name!r} prepared by tensorflow-datasets. Prepare it with "
-            f"`python tools/prepare_data.py {stem} --data_dir={base}`, or set data.data_dir to where it is.{hint}"
+            f"`python -m effnet_jax.prepare {stem} --data_dir={base}`, or set data.data_dir to where it is.{hint}"
         )
     configs = sorted({os.path.dirname(folder) for folder in folders})
     if len(configs) > 1:
@@ -167,7 +167,7 @@ def open_prepared(folder: str, *, on_bad_image: str = "error") -> Dataset:
     if form != "array_record":
         raise DataError(
             f"{folder} was prepared as {form}, which has no random access. Prepare it as array_record: `python "
-            f"tools/prepare_data.py {info.name} --data_dir=DIR`, or convert it with `tfds convert_format "
+            f"-m effnet_jax.prepare {info.name} --data_dir=DIR`, or convert it with `tfds convert_format "
             f"--dataset_dir={folder} --out_file_format=array_record --out_path=DIR`"
         )
     image_key, label_key = _keys(info, folder)

@@ -1,4 +1,4 @@
-"""Sets prepared by tensorflow-datasets, and what tools/prepare_data.py writes."""
+"""Sets prepared by tensorflow-datasets, and what effnet_jax.prepare writes."""
 
 import importlib.util
 import json
@@ -81,7 +81,7 @@ def test_many_shards_keep_the_order(tmp_path, monkeypatch):
 def test_data_dir_without_the_set_says_how_to_prepare_it(small_set):
     data_dir, _ = small_set
     with pytest.raises(
-        DataError, match=r"does not hold the set 'digitz'.*prepare_data.py digitz.*did you mean 'digits'"
+        DataError, match=r"does not hold the set 'digitz'.*effnet_jax.prepare digitz.*did you mean 'digits'"
     ):
         open_source({"name": "digitz", "data_dir": str(data_dir)}, "train")
     with pytest.raises(DataError, match="does not hold the set 'digits:2.0.0'"):
@@ -250,13 +250,11 @@ def test_preparing_by_name_needs_tensorflow():
 
 
 def test_the_command(image_folder, tmp_path):
-    tool = os.path.join(os.path.dirname(__file__), "..", "..", "..", "tools", "prepare_data.py")
     root = image_folder()
-    environment = os.environ | {"PYTHONPATH": os.path.dirname(os.path.dirname(tool))}
-    command = [sys.executable, tool, str(root), str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    command = [sys.executable, "-m", "effnet_jax.prepare", str(root), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and f"data.name={tmp_path / 'out'}" in done.stdout
-    again = subprocess.run(command, capture_output=True, text=True, env=environment)
+    again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 2 and "exists: choose another folder" in again.stderr
     assert "Traceback" not in again.stderr
 

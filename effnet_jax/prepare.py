@@ -1,10 +1,10 @@
 """Prepares data before a run: one set of tensorflow-datasets, or a folder or archive of your own.
 
-    python tools/prepare_data.py cifar100 --data_dir=~/tensorflow_datasets     # needs TensorFlow and a network
-    python tools/prepare_data.py photographs/ prepared/photographs             # needs neither
-    python tools/prepare_data.py photographs/ prepared/photographs --short_side=320 --on_bad_image=skip
-    python tools/prepare_data.py cifar-100-python.tar.gz prepared/cifar100
-    python tools/prepare_data.py hf://user/photographs prepared/photographs
+    python -m effnet_jax.prepare cifar100 --data_dir=~/tensorflow_datasets     # needs TensorFlow and a network
+    python -m effnet_jax.prepare photographs/ prepared/photographs             # needs neither
+    python -m effnet_jax.prepare photographs/ prepared/photographs --short_side=320 --on_bad_image=skip
+    python -m effnet_jax.prepare cifar-100-python.tar.gz prepared/cifar100
+    python -m effnet_jax.prepare hf://user/photographs prepared/photographs
 
 The first is read with data.name=cifar100 data.data_dir=…, the others with data.name=prepared/….
 """
@@ -17,7 +17,13 @@ from effnet_jax.errors import run_command
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Runs the command. Returns its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m effnet_jax.prepare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("source", help="a tensorflow-datasets name, or with OUT whatever data.name takes")
     parser.add_argument("out", nargs="?", help="the folder to write a folder or archive to")
     parser.add_argument("--data_dir", default="", help="where tensorflow-datasets keeps its sets")
