@@ -28,6 +28,7 @@ def main() -> int:
     parser.add_argument("out", nargs="?", help="the folder to write a folder or archive to")
     parser.add_argument("--data_dir", default="", help="where tensorflow-datasets keeps its sets")
     parser.add_argument("--on_bad_image", choices=("error", "skip"), default="error", help="what to do with bad images")
+    parser.add_argument("--splits", default="", help="which to write, such as train,validation; by default all")
     parser.add_argument(
         "--short_side",
         type=int,
@@ -39,7 +40,12 @@ def main() -> int:
         print(f"prepared {prepare_named(args.source, args.data_dir)}")
         return 0
     out, bad = prepare_files(
-        args.source, args.out, on_bad_image=args.on_bad_image, short_side=args.short_side, progress=_progress
+        args.source,
+        args.out,
+        on_bad_image=args.on_bad_image,
+        short_side=args.short_side,
+        splits=[split for split in args.splits.split(",") if split],
+        progress=_progress,
     )
     print(f"\nwrote {out}: use it with data.name={out}")
     for entry in bad:

@@ -177,4 +177,5 @@ def _look(source: Source, read: Read) -> int:
         return int.from_bytes(os.urandom(8), "big")
     grey = Image.fromarray(image).convert("L").resize((_SIDE + 1, _SIDE), Image.Resampling.BOX)
     pixels = np.asarray(grey, np.int16)
-    return int.from_bytes(np.packbits(pixels[:, 1:] > pixels[:, :-1]).tobytes(), "big")
+    look = int.from_bytes(np.packbits(pixels[:, 1:] > pixels[:, :-1]).tobytes(), "big")
+    return look or int.from_bytes(os.urandom(8), "big")  # an image of one colour looks like any other

@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,7 @@ def prepare_files(
     *,
     on_bad_image: str = "error",
     short_side: int = 0,
+    splits: Sequence[str] = (),
     progress: Callable[[str, int, int], None] | None = None,
 ) -> tuple[str, list[dict[str, str]]]:
     """Writes an image folder, `.npz`, CIFAR archive or set of Hugging Face as ArrayRecord.
@@ -81,14 +82,17 @@ def prepare_files(
       source: what `sources.open_dataset` opens.
       out: the folder to make; it must not exist.
       on_bad_image: `"error"`, or `"skip"` to leave out what cannot be read.
-      short_side: larger photographs become JPEGs of this shorter side in pixels, the right way up; 0: none does.
+      short_side: larger photographs become JPEGs of this shorter side in pixels, the right way up, larger arrays PNGs;
+        0: none does.
+      splits: which to write; by default all that there are.
       progress: called with split, examples done and examples in all.
 
     Returns:
       The folder, and what was left out: dicts of `id` and `error`.
 
     Raises:
-      DataError: the source cannot be read, or `out` exists.
+      DataError: the source or a split of it cannot be read, or `out` exists; or class names that the format would
+        change.
     """
     if not files.is_local(out):
         raise DataError(f"{out} is a bucket: prepare the set in a local folder, and copy that")
@@ -97,17 +101,32 @@ def prepare_files(
         raise DataError(f"{out} exists: choose another folder, or remove it")
     name = re.sub(r"\W+", "_", os.path.basename(out)).strip("_").lower() or "images"
     bad: list[dict[str, str]] = []
-    dataset = open_dataset({"name": source, "on_bad_image": on_bad_image}, ["all"])
-    sources = {split: dataset.split(split) for split, size in dataset.sizes.items() if size}
+    dataset = open_dataset({"name": source, "on_bad_image": on_bad_image}, splits or ["all"])
+    _check_names(dataset.class_names, dataset.name)
+    try:
+        sources = {split: dataset.split(split) for split in splits or [s for s, size in dataset.sizes.items() if size]}
+    except DataError as error:
+        raise DataError(f"{error} (--splits=train,validation writes only those)") from None
+    bad += [entry for opened in sources.values() for entry in opened.left_out]
     with files.new_folder(out) as partial:
         folder = os.path.join(partial, VERSION)
         os.makedirs(folder)
-        splits = [
+        written = [
             _write_split(folder, name, split, _Encoder(opened, expand(source), short_side), bad, progress)
             for split, opened in sources.items()
         ]
-        _write_info(folder, name, os.path.basename(expand(source)), next(iter(sources.values())), splits)
+        _write_info(folder, name, os.path.basename(expand(source)), next(iter(sources.values())), written)
     return out, bad
+
+
+def _check_names(names: Sequence[str], where: str) -> None:
+    """Raises DataError where a file of a name a line would change the names of classes, and so their numbers."""
+    for name in names:
+        if name != name.strip() or not name or len(name.splitlines()) != 1 or list(names).count(name) > 1:
+            raise DataError(
+                f"{where} has a class {name!r}, which the format cannot hold: it keeps one name a line, without spaces "
+                "around it, each once. Rename it"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,9 +147,7 @@ class _Encoder:
         data, label, name = read
         try:
             if isinstance(self.source, ArraySource):
-                buffer = io.BytesIO()
-                Image.fromarray(data).save(buffer, "PNG")
-                return buffer.getvalue(), label, name
+                return _saved(_shrunk(data, self.short_side), "PNG"), label, name
             data = _smaller(data, self.short_side, name)
         except DataError as error:
             return error
@@ -142,13 +159,23 @@ class _Encoder:
 def _smaller(data: bytes, short_side: int, name: str) -> bytes:
     """An image file with a shorter side of at most `short_side` pixels: itself where that holds, or where it is 0."""
     image = decode_image(data, name=name, min_side=2 * short_side)
+    if not short_side or min(image.shape[:2]) <= short_side:
+        return data
+    return _saved(_shrunk(image, short_side), "JPEG", quality=_QUALITY)
+
+
+def _shrunk(image: np.ndarray, short_side: int) -> Image.Image:
     height, width = image.shape[:2]
     if not short_side or min(height, width) <= short_side:
-        return data
+        return Image.fromarray(image)
     scale = short_side / min(height, width)
     size = (max(short_side, round(width * scale)), max(short_side, round(height * scale)))
+    return Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
+
+
+def _saved(image: Image.Image, form: str, **options: int) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(image).resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=_QUALITY)
+    image.save(buffer, form, **options)
     return buffer.getvalue()
 
 

@@ -12,6 +12,7 @@ import pickle
 import re
 import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -178,7 +179,7 @@ class TorchFile(Checkpoint):
                     raw = archive.read(place)  # its checksum is verified
             else:
                 raw = b""
-        except (zipfile.BadZipFile, EOFError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
             raise CheckpointError(f"{self.source}: {name} is damaged ({error}): {_DOWNLOAD_AGAIN}") from None
         if len(raw) != size:
             raise CheckpointError(

@@ -177,3 +177,17 @@ def test_lite0_package(lite0_pth):
         assert len(file.entries) == 296
         kernel = file.read("_conv_stem.weight")
         assert kernel.shape == (32, 3, 3, 3) and 0.05 < kernel.std() < 1
+
+
+def test_a_damaged_compressed_member_is_an_error(tmp_path, dumps):
+    with zipfile.ZipFile(tmp_path / "m.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", dumps({"a": FakeTensor("0", ARRAYS["a"])}))
+        archive.writestr("archive/data/0", ARRAYS["a"].tobytes())
+    content = (tmp_path / "m.pth").read_bytes()
+    start = content.index(b"archive/data/0") + 14
+    for place in range(start, start + 12):
+        damaged = bytearray(content)
+        damaged[place] ^= 0xFF
+        (tmp_path / "m.pth").write_bytes(damaged)
+        with pytest.raises(CheckpointError):
+            TorchFile(tmp_path / "m.pth").read("a")

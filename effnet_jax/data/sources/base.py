@@ -134,7 +134,7 @@ class EncodedSource:
         """
         image = decode_image(data, name=name)
         if self.fixed_shape is not None and image.shape != self.fixed_shape:
-            raise DataError(f"{name} is {image.shape}, and the set's images are {self.fixed_shape}: prepare it again")
+            raise DataError(f"{name} is {image.shape}, and the set's images are {self.fixed_shape}: give all one shape")
         return image
 
     def encoded(self, index: int) -> tuple[bytes, int, str]:

@@ -6,6 +6,7 @@ pickles, which are read by an unpickler that can build nothing but plain values 
 
 import dataclasses
 import io
+import lzma
 import math
 import os
 import pickle
@@ -125,9 +126,11 @@ def _read_archive(path: str) -> dict[str, bytes]:
                     content = archive.extractfile(member)
                     assert content is not None  # it is a regular file
                     files[name] = content.read()
+            while archive.fileobj and archive.fileobj.read(2**20):
+                pass  # the compression's checksum is at its very end, behind that of the archive
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file") from None
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
         raise DataError(f"{path} is a damaged or incomplete archive ({error}): download it again") from None
     return files
 
@@ -149,7 +152,10 @@ def _find_layout(present: set[str], path: str) -> Layout:
 def _class_names(layout: Layout, files: dict[str, bytes], path: str) -> tuple[str, ...]:
     content = files[layout.names]
     if not layout.names_key:
-        return tuple(line.strip() for line in content.decode().splitlines() if line.strip())
+        try:
+            return tuple(line.strip() for line in content.decode().splitlines() if line.strip())
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: {layout.names} is no text ({error}): download it again") from None
     names = _unpickle(content, f"{path}: {layout.names}").get(layout.names_key)
     if not _are_texts(names) or not names:
         raise DataError(f"{path}: {layout.names} lacks {layout.names_key!r}: download it again")

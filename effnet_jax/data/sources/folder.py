@@ -12,7 +12,7 @@ from effnet_jax.cache import cache_folder
 from effnet_jax.data.sources.base import EncodedSource, expand
 from effnet_jax.data.sources.dataset import Dataset, class_order
 from effnet_jax.data.sources.labels_csv import find_labels, labelled_files
-from effnet_jax.data.sources.listing import Tell, Unread, Visit, displayed, entries, images_in, normal, walk
+from effnet_jax.data.sources.listing import Tell, Unread, Visit, displayed, entries, images_in, normal, suffixes, walk
 from effnet_jax.data.sources.splits import CALLED, called, parse_split, split_names
 from effnet_jax.data.sources.table import Files, TableBuilder, keep_table, kept_table
 from effnet_jax.errors import DataError
@@ -60,7 +60,9 @@ def open_folder(
 
         builder, known = _list(root, asked, skip, unread, visit, tell or (lambda number: None))
         about = {"note": unread.words(), "known": known}
-        table = keep_table(place, builder.build(), changed, began, about)
+        table = builder.build()
+        if not unread.passing:
+            table = keep_table(place, table, changed, began, about)
     names = class_order(table.class_names, class_names)
     numbers = tuple(names.index(name) for name in table.class_names)
     sizes = {name: stop - start for name, (start, stop) in table.splits.items()}
@@ -79,7 +81,7 @@ def open_folder(
 def _place(root: str, asked: Sequence[str], skip: bool) -> str:
     """Where the listing of a large folder is kept for the next time."""
     # What is an error without `skip` must not be passed over because of a listing with it.
-    of = "\0".join([os.path.realpath(root), *asked, "skip" * skip])
+    of = "\0".join([os.path.realpath(root), *asked, "skip" * skip, *sorted(suffixes())])
     return os.fspath(cache_folder("listings", hashlib.sha256(os.fsencode(of)).hexdigest()[:32]))
 
 
@@ -104,6 +106,12 @@ def _list(
         tell(len(builder))
         return builder, named or [name for name, _ in HASH_SHARES]
     builder = TableBuilder(root, () if splits else HASH_SHARES)
+    if splits and (tables := find_labels(files)):
+        folders = ", ".join(f"{displayed(folder)}/" for folder in splits.values())
+        unread.note(
+            f"{tables[0][0]} was not read, since {folders} hold folders, which are taken for the classes: to have "
+            "the table's labels, call the folders otherwise"
+        )
     for split, folder in splits.items():
         _add_classes(builder, root, folder, split, unread, visit, tell)
     if splits:

@@ -23,7 +23,7 @@ from effnet_jax.data.sources.dataset import Dataset
 from effnet_jax.data.sources.labels_csv import LABELS
 from effnet_jax.data.sources.listing import read_file
 from effnet_jax.data.sources.small import in_memory
-from effnet_jax.data.sources.splits import called, parse_split, split_names
+from effnet_jax.data.sources.splits import CALLED, called, parse_split, split_names
 from effnet_jax.errors import DataError
 
 HUB = "hf://"
@@ -31,7 +31,7 @@ _ID = re.compile(r"(datasets/)?(?P<id>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+
 _SAVED = ("dataset_dict.json", "state.json")
 _IMAGES = ("image", "img", "images", "picture", "photo", "jpg", "png")
 _LABELS = ("label", "labels", "fine_label", *LABELS)
-_SAMPLE = 64  # images of which the sizes are looked at, to tell small ones from photographs
+_SAMPLE, _LOOKED_AT = 64, 100_000  # images of which the sizes are looked at, to tell small ones from photographs
 
 
 def is_hugging_face(name: str) -> bool:
@@ -41,18 +41,23 @@ def is_hugging_face(name: str) -> bool:
     path = expand(name)
     if not os.path.isdir(path):
         return False
-    return any(os.path.isfile(os.path.join(path, file)) for file in _SAVED) or bool(_parquet_below(path))
+    return any(os.path.isfile(os.path.join(path, file)) for file in _SAVED) or bool(_parquet_files(path))
 
 
-def _parquet_below(path: str) -> list[str]:
-    """The folder that parquet files lie in: the root itself, or `data` as on the hub."""
+def _parquet_files(path: str) -> list[str]:
+    """The parquet files of a folder of them: in the root, or in `data` as on the hub; none where there are images."""
+    found = []
     for folder in (path, os.path.join(path, "data")):
         try:
-            if any(name.lower().endswith(".parquet") for name in os.listdir(folder)):
-                return [folder]
+            names = sorted(os.listdir(folder))
         except OSError:
             continue
-    return []
+        found += [os.path.join(folder, name) for name in names if name.lower().endswith(".parquet")]
+        # A file of embeddings or labels beside the folders of classes makes no table of them.
+        others = [name for name in names if name[0] != "." and os.path.isdir(os.path.join(folder, name))]
+        if folder == path and set(others) - {"data"}:
+            return []
+    return found
 
 
 def open_hugging_face(name: str, expressions: Iterable[str] = ("all",), *, on_bad_image: str = "error") -> Dataset:
@@ -74,7 +79,10 @@ def open_hugging_face(name: str, expressions: Iterable[str] = ("all",), *, on_ba
     splits = _load(name)
     asked = {name for expression in expressions for name in split_names(expression)}
     wanted = {there: one for one in sorted(asked) if (there := called(one, list(splits)))}
-    tables = {wanted.get(part, part): table for part, table in splits.items()}
+    if "all" in asked or not wanted:
+        wanted = {part: wanted.get(part, part) for part in splits}
+    # Splits that nobody asks for may lack labels, or other columns.
+    tables = {one: splits[there] for there, one in wanted.items()}
     first = next(iter(tables.values()))
     columns = _columns(first.features, name)
     for part, table in tables.items():
@@ -90,7 +98,7 @@ def open_hugging_face(name: str, expressions: Iterable[str] = ("all",), *, on_ba
     shape = _small_shape(records)
 
     def split(expression: str) -> Source:
-        parts = parse_split(expression, sizes, name)
+        parts = parse_split(expression, sizes, name, known={*sizes, *splits})
         spans = [range(starts[part] + start, starts[part] + stop) for part, start, stop in parts]
         rows: Any = spans[0] if len(spans) == 1 else np.concatenate([np.arange(s.start, s.stop) for s in spans])
         mine = labels[rows.start : rows.stop] if isinstance(rows, range) else labels[rows]
@@ -101,7 +109,8 @@ def open_hugging_face(name: str, expressions: Iterable[str] = ("all",), *, on_ba
         chosen = dataclasses.replace(records, name=title, rows=rows)
         return in_memory(EncodedSource(title, chosen, names, checked, on_bad_image=on_bad_image, fixed_shape=shape))
 
-    return Dataset(name, names, sizes, split)
+    notes = (f"images are taken from the column {columns[0]!r}, labels from {columns[1]!r}",)
+    return Dataset(name, names, sizes, split, notes=notes)
 
 
 def _load(name: str) -> Mapping[str, Any]:
@@ -127,12 +136,25 @@ def _opened(datasets: Any, name: str) -> Any:
         match = _ID.fullmatch(name.removeprefix(HUB))
         if not match:
             raise DataError(f"{name} is no set of the hub: write hf://user/name, hf://user/name@revision:configuration")
-        return datasets.load_dataset(match["id"], match["config"], revision=match["revision"])
-    if os.path.isfile(path):
-        return datasets.load_dataset("parquet", data_files={"train": path})
+        return datasets.load_dataset(match["id"], match["config"], revision=match["revision"], keep_in_memory=False)
+    if name.lower().endswith(".parquet"):
+        if not os.path.isfile(path):
+            raise DataError(f"{path}: there is no such file: correct data.name")
+        return datasets.load_dataset("parquet", data_files={"train": path}, keep_in_memory=False)
     if any(os.path.isfile(os.path.join(path, file)) for file in _SAVED):
         return datasets.load_from_disk(path, keep_in_memory=False)
-    return datasets.load_dataset(path)
+    return datasets.load_dataset("parquet", data_files=_by_split(_parquet_files(path)), keep_in_memory=False)
+
+
+def _by_split(files: Iterable[str]) -> dict[str, list[str]]:
+    """Files by the split in their names, as on the hub (`train-00000-of-00002.parquet`); all train where none has."""
+    splits: dict[str, list[str]] = {}
+    for file in files:
+        stem = re.sub(r"(-\d+-of-\d+)?(-[0-9a-f]{16})?$", "", os.path.splitext(os.path.basename(file))[0])
+        splits.setdefault(re.sub(r"\W", "_", stem), []).append(file)
+    if not any(stem.lower() in names for stem in splits for names in CALLED.values()):
+        return {"train": sorted(file for named in splits.values() for file in named)}
+    return splits
 
 
 def _not_opened(name: str, error: Exception) -> str:
@@ -149,10 +171,8 @@ def _not_opened(name: str, error: Exception) -> str:
 def _columns(features: Mapping[str, Any], where: str) -> tuple[str, str]:
     """The columns of images and labels."""
     kinds = {column: type(feature).__name__ for column, feature in features.items()}
-    images = [column for column, kind in kinds.items() if kind == "Image"]
-    images = images or [column for column in _IMAGES if _holds_bytes(features.get(column))]
-    classes = [column for column, kind in kinds.items() if kind == "ClassLabel"]
-    classes = classes or [column for column in _LABELS if _is_label(features.get(column))]
+    images = [c for c, kind in kinds.items() if kind == "Image" or (c in _IMAGES and _holds_bytes(features[c]))]
+    classes = [c for c, kind in kinds.items() if kind == "ClassLabel" or (c in _LABELS and _is_label(features[c]))]
     image, label = _chosen(images, _IMAGES), _chosen(classes, _LABELS)
     if image and label:
         return image, label
@@ -198,20 +218,24 @@ def _classes(tables: Mapping[str, Any], label: str, where: str) -> tuple[tuple[s
 
 
 def _small_shape(records: "ArrowRecords") -> tuple[int, int, int] | None:
-    """The one shape of a set of small images, told from some of them; None: photographs."""
-    sizes = set()
-    for read in records.read_many(np.unique(np.linspace(0, len(records) - 1, _SAMPLE).astype(int))):
-        if isinstance(read, DataError):
-            continue
-        try:
-            with Image.open(io.BytesIO(read[0])) as image:
-                sizes.add((image.height, image.width))
-        except Exception:  # whoever decodes it is told
-            continue
-    if len(sizes) != 1:
-        return None
+    """The one shape of a set of small images; None: photographs.
+
+    A few images tell photographs. Only where they are small and alike all are looked at, or many of a large set.
+    """
+    sizes: set[tuple[int, int]] = set()
+    for count in (_SAMPLE, _LOOKED_AT):
+        for read in records.read_many(np.unique(np.linspace(0, len(records) - 1, count).astype(int))):
+            if isinstance(read, DataError):
+                continue
+            try:
+                with Image.open(io.BytesIO(read[0])) as image:
+                    sizes.add((image.height, image.width))
+            except Exception:  # whoever decodes it is told
+                continue
+        if len(sizes) != 1 or max(max(size) for size in sizes) > SMALL_SIDE:
+            return None
     ((height, width),) = sizes
-    return (height, width, 3) if max(height, width) <= SMALL_SIDE else None
+    return height, width, 3
 
 
 @dataclasses.dataclass(frozen=True)

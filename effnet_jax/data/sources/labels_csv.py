@@ -99,8 +99,14 @@ class _Sought:
         path = os.path.normpath(asked.replace("\\", "/"))
         if path in self._places:
             return path
-        named = self._names.get(os.path.basename(path), [])
+        # Where an entry has folders the file must lie in such: another split's has the same name.
+        named = [place for place in self._names.get(os.path.basename(path), []) if _ends_with(place, path)]
         return named[0] if len(named) == 1 else None
+
+
+def _ends_with(place: str, path: str) -> bool:
+    """Whether a file's place ends with a path that may lack its ending."""
+    return f"/{place}".endswith(f"/{path}") or f"/{os.path.splitext(place)[0]}".endswith(f"/{path}")
 
 
 def _rows(root: str, name: str, visit: Visit) -> Iterator[tuple[int, tuple[str, str, str]]]:

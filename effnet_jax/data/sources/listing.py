@@ -25,6 +25,7 @@ _TO_CONVERT = frozenset(
     (".heic", ".heif", ".jxl", ".exr", ".hdr", ".svg", ".pdf", ".eps")
     + (".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2")
 )
+_BROKEN = "broken links"
 _SHOWN = 5
 
 
@@ -44,6 +45,7 @@ class Unread:
     def __init__(self) -> None:
         self._kinds: collections.Counter[str] = collections.Counter()
         self._empty: list[str] = []
+        self._notes: list[str] = []
         self.ignored: set[str] = set()  # endings that are not worth a word
 
     def add(self, kind: str, number: int = 1) -> None:
@@ -60,9 +62,18 @@ class Unread:
         """Notes a class folder without images."""
         self._empty.append(displayed(folder))
 
+    def note(self, words: str) -> None:
+        """Notes what else is to be told."""
+        self._notes.append(words)
+
+    @property
+    def passing(self) -> bool:
+        """Whether what was not read may be there the next time, as what is behind a broken link may be."""
+        return bool(self._kinds[_BROKEN])
+
     def words(self) -> str:
         """All in one sentence; nothing where there is nothing to tell."""
-        words = []
+        words = list(self._notes)
         if total := self._kinds.total():
             listed = ", ".join(f"{count:,} {kind}" for kind, count in self._kinds.most_common())
             words.append(f"{total:,} file{'s were' if total > 1 else ' was'} not read: {listed}")
@@ -90,10 +101,15 @@ def entries(folder: str) -> tuple[list[str], list[os.DirEntry], os.stat_result]:
             "it out of the way"
         ) from None
     names = {entry.name for entry in visible}
-    if "config.json" in names and names & {"metrics.jsonl", "checkpoints", "data.json"}:  # what a run writes
+    if "config.json" in names and (names & {"metrics.jsonl", "checkpoints"} or _only_json(names)):  # what a run writes
         return [], [], status
     folders = [entry.name for entry in visible if entry.is_dir() and entry.name not in _SYSTEM_FOLDERS]
     return folders, [entry for entry in visible if not entry.is_dir()], status
+
+
+def _only_json(names: set[str]) -> bool:
+    """Whether a folder has what a run writes first, and no image."""
+    return "data.json" in names and not any(os.path.splitext(name)[1].lower() in suffixes() for name in names)
 
 
 def images_in(files: list[os.DirEntry], unread: Unread) -> list[str]:
@@ -102,7 +118,7 @@ def images_in(files: list[os.DirEntry], unread: Unread) -> list[str]:
     for entry in files:
         name = entry.name
         if not entry.is_file():
-            unread.add("broken links" if entry.is_symlink() else "special files")
+            unread.add(_BROKEN if entry.is_symlink() else "special files")
         elif os.path.splitext(name)[1].lower() in known:
             names.append(name)
         elif name.lower() not in _SYSTEM_FILES:

@@ -70,20 +70,35 @@ def prepared_below(root: Any) -> list[str]:
     root = epath.Path(root)
     if (root / "dataset_info.json").exists():
         return [os.fspath(root)]
-    if not root.is_dir():
-        return []
     found = []
-    for first in sorted(root.iterdir()):
-        if _VERSION.fullmatch(first.name):
-            if (first / "dataset_info.json").exists():
-                found.append(os.fspath(first))
-        elif first.is_dir():
-            found += [
-                os.fspath(second)
-                for second in sorted(first.iterdir())
-                if _VERSION.fullmatch(second.name) and (second / "dataset_info.json").exists()
-            ]
+    for first in _folders(root):
+        inner = [first] if _VERSION.fullmatch(first.name) else _folders(first)
+        found += [
+            os.fspath(place)
+            for place in inner
+            if _VERSION.fullmatch(place.name) and (place / "dataset_info.json").exists()
+        ]
     return found
+
+
+def _folders(folder: Any) -> list[Any]:
+    """The folders in a folder that holds nothing else but a few files, as those of prepared sets do.
+
+    A class of a million images is left at its first ones; what cannot be listed is none.
+    """
+    found, others = [], 0
+    try:
+        with contextlib.closing(os.scandir(folder) if "://" not in os.fspath(folder) else folder.iterdir()) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    found.append(folder / entry.name)
+                else:
+                    others += 1
+                if others > 20:
+                    return []
+    except OSError:
+        return []
+    return sorted(found)
 
 
 @dataclasses.dataclass

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 
 from effnet_jax.errors import DataError, nearest
 
-_PART = re.compile(r"(?P<name>[\w-]+)(?P<slice>\[(?P<start>[^:\[\]]*):(?P<stop>[^:\[\]]*)\])?")
+_PART = re.compile(r"(?P<name>\w(?:[\w. -]*[\w-])?)(?P<slice>\[(?P<start>[^:\[\]]*):(?P<stop>[^:\[\]]*)\])?")
 # Names that stand for a split, in any case of their letters.
 CALLED = {
     "train": ("train", "training"),

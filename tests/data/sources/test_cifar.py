@@ -232,3 +232,23 @@ def test_pickles_with_flipped_bytes_are_refused_or_read(count):
         except DataError:
             refused += 1
     assert 0 < refused < count
+
+
+@pytest.mark.parametrize("ending", ["gz", "xz", "bz2"])
+def test_a_changed_bit_in_a_compressed_archive_is_found(tmp_path, ending):
+    """Compression has its checksum at the very end, where a reader of the archive need not come."""
+    path = tmp_path / f"cifar-100-python.tar.{ending}"
+    with tarfile.open(path, f"w:{ending}") as archive:
+        for name, content in files("cifar-100-python").items():
+            info = tarfile.TarInfo(f"cifar-100-python/{name}")
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    whole = path.read_bytes()
+    assert len(open_source({"name": str(path)}, "train")) == 20
+    random = np.random.default_rng(0)
+    for position in random.integers(len(whole) // 4, 3 * len(whole) // 4, 20):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << random.integers(8)
+        path.write_bytes(damaged)
+        with pytest.raises(DataError):
+            open_source({"name": str(path)}, "train")

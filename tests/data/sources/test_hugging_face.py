@@ -102,6 +102,14 @@ def test_labels_that_are_texts_or_numbers(tmp_path, table, values, names):
     assert [names[source[i]["label"]] for i in range(8)] == [str(label) for label in labels]
 
 
+def twice(table, first, second):
+    """The table with its images in two columns."""
+    images = list(table.cast_column("image", datasets.Image(decode=False))["image"])
+    features = datasets.Features({first: datasets.Image(), second: datasets.Image(), "label": table.features["label"]})
+    columns = {first: images, second: images, "label": list(table["label"])}
+    return datasets.Dataset.from_dict(columns, features=features)
+
+
 def with_labels(table, labels):
     return {"train": table.remove_columns("label").add_column("label", labels)}
 
@@ -117,10 +125,8 @@ def with_labels(table, labels):
         (lambda t: with_labels(t, ["a", None] * 4), r"4 image\(s\) have no label"),
         (lambda t: with_labels(t, [-1] * 8), r"has no labels \(all are -1\)"),
         (lambda t: with_labels(t, [0, 2_000_000] * 4), "2,000,001 classes"),
-        (
-            lambda t: {"train": t, "test": t.rename_column("label", "y")},
-            "could not be opened|cannot be opened|columns of test are not those",
-        ),
+        (lambda t: {"train": t, "test": t.rename_column("label", "y")}, "columns of test are not those"),
+        (lambda t: {"train": twice(t, "x", "y")}, "holds the images"),
     ],
 )
 def test_tables_of_another_schema(tmp_path, table, change, message):
@@ -129,7 +135,54 @@ def test_tables_of_another_schema(tmp_path, table, change, message):
         assert len(open_source({"name": name}, "train")) == 8
         return
     with pytest.raises(DataError, match=message):
-        open_dataset({"name": name}, ["train"]).split("train")
+        open_dataset({"name": name}, ["all"]).split("train")
+
+
+def test_a_column_of_the_usual_name_comes_before_others_of_the_type(tmp_path, table):
+    """A camera is a class too, and a mask an image."""
+    words = table[0].remove_columns("label").add_column("label", ["cat", "dog"] * 4)
+    words = words.add_column("camera", [0, 1] * 4).cast_column("camera", datasets.ClassLabel(names=["nikon", "canon"]))
+    masked = twice(table[0], "image", "mask").remove_columns("label")
+    words = datasets.concatenate_datasets([masked, words.remove_columns("image")], axis=1)
+    dataset = open_dataset({"name": saved(tmp_path, "save_to_disk", {"train": words})}, ["train"])
+    assert dataset.class_names == ("cat", "dog")
+    assert dataset.notes == ("images are taken from the column 'image', labels from 'label'",)
+
+
+def test_splits_that_nobody_asks_for_may_be_as_they_like(tmp_path, table):
+    tables = {"train": table[0], "test": table[0].remove_columns("label")}
+    dataset = open_dataset({"name": saved(tmp_path, "save_to_disk", tables)}, ["train"])
+    assert dict(dataset.sizes) == {"train": 8}
+    with pytest.raises(DataError, match=r"it has .*test.*|no split"):
+        dataset.split("tset")
+
+
+def test_a_table_beside_folders_of_classes_changes_nothing(tmp_path, table):
+    root = tmp_path / "images"
+    before = open_dataset({"name": str(root)}, ["train"]).split("train").labels
+    table[0].to_parquet(root / "embeddings.parquet")
+    assert np.array_equal(open_dataset({"name": str(root)}, ["train"]).split("train").labels, before)
+
+
+@pytest.mark.parametrize(
+    ("names", "sizes"),
+    [
+        (("part-0.parquet", "part-1.parquet"), {"train": 16}),
+        (("train-00000-of-00001.parquet", "valid.parquet"), {"train": 8, "valid": 8}),
+    ],
+)
+def test_files_by_their_names(tmp_path, table, names, sizes):
+    for name in names:
+        table[0].to_parquet(tmp_path / "set" / name)
+    assert dict(open_dataset({"name": str(tmp_path / "set")}, ["all"]).sizes) == sizes
+
+
+def test_one_odd_image_among_many_small_ones_makes_photographs(tmp_path):
+    images = [np.full((32, 31 if i == 70 else 32, 3), i, np.uint8) for i in range(200)]
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["a", "b"]))
+    odd = datasets.Dataset.from_dict({"image": images, "label": [0, 1] * 100}, features=features)
+    source = open_source({"name": saved(tmp_path, "save_to_disk", {"train": odd})}, "train")
+    assert source.fixed_shape is None and source[70]["image"].shape == (32, 31, 3)
 
 
 def test_an_image_that_is_missing_or_damaged_is_told_or_skipped(tmp_path, table):

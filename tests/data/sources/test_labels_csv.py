@@ -89,3 +89,19 @@ def test_missing_images_may_be_skipped_and_are_counted(flat):
     assert dataset.notes == (
         "3 files were not read: 2 images that labels.csv does not name, 1 that labels.csv names and that are not there",
     )
+
+
+def test_a_file_of_another_folder_is_not_taken_for_one_that_is_missing(flat, tmp_path):
+    root = flat(lambda image, label: f"photos/{image},{label}", more=["train/other.jpg,cat"])
+    (tmp_path / "kaggle" / "test").mkdir()
+    shutil.copy(tmp_path / "kaggle" / "photos" / "cat_000.jpg", tmp_path / "kaggle" / "test" / "other.jpg")
+    with pytest.raises(DataError, match=r"names images that are not below .*train/other\.jpg"):
+        open_folder(root, ["all"])
+
+
+def test_a_table_beside_splits_of_folders_is_told_to_be_unread(image_folder):
+    root = image_folder()
+    (root / "labels.csv").write_text("path,label\ntrain/cat/000.jpg,dog\n")
+    dataset = open_folder(str(root), ["train"])
+    assert dataset.class_names == ("cat", "dog")
+    assert "labels.csv was not read, since train/ hold folders" in dataset.notes[0]

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from PIL import Image
 from effnet_jax.data.prepare import prepare_files, prepare_named
 from effnet_jax.data.preprocess import training_square
 from effnet_jax.data.sources import open_source
+from effnet_jax.data.sources.prepared import prepared_below
 from effnet_jax.errors import ConfigError, DataError
 
 
@@ -220,6 +222,60 @@ def test_what_cannot_be_read_is_left_out(image_folder, tmp_path):
     assert [entry["id"] for entry in bad] == [str(root / "train" / "dog" / "000.jpg")]
     source = open_source({"name": out}, "train")
     assert len(source) == 7 and "train/cat/deep/000.jpg" in [source[index]["id"] for index in range(7)]
+
+
+def test_splits_can_be_chosen(image_folder, tmp_path):
+    root = image_folder()
+    shutil.rmtree(root / "test", ignore_errors=True)
+    (root / "test").mkdir()
+    (root / "train" / "cat" / "000.jpg").rename(root / "test" / "1.jpg")
+    with pytest.raises(DataError, match="labels are unknown"):
+        prepare_files(str(root), str(tmp_path / "out"))
+    out, _ = prepare_files(str(root), str(tmp_path / "out"), splits=["train", "validation"])
+    assert len(open_source({"name": out}, "train+validation")) == 11
+
+
+def test_what_a_set_of_small_images_left_out_is_told(small_set, tmp_path):
+    def truncate(position, feature):
+        if position == 3:
+            feature["image"].bytes_list.value[0] = feature["image"].bytes_list.value[0][:40]
+
+    rewrite(small_set[0], truncate)
+    _, bad = prepare_files(str(small_set[0] / "digits"), str(tmp_path / "again"), on_bad_image="skip")
+    assert len(bad) == 1 and "train/3" in bad[0]["error"]
+
+
+@pytest.mark.parametrize("names", [["a\nb", "c"], [" ", "a"], ["a ", "b"], ["a", "a"]])
+def test_class_names_that_the_format_would_change(tmp_path, names):
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "d.npz", image=images, label=np.arange(2), class_names=np.array(names))
+    with pytest.raises(DataError, match="which the format cannot hold"):
+        prepare_files(str(tmp_path / "d.npz"), str(tmp_path / "out"))
+
+
+def test_large_arrays_become_smaller(tmp_path):
+    np.savez(tmp_path / "d.npz", image=np.zeros((2, 400, 300, 3), np.uint8), label=np.arange(2))
+    out, _ = prepare_files(str(tmp_path / "d.npz"), str(tmp_path / "out"), short_side=128)
+    assert open_source({"name": out}, "train")[0]["image"].shape == (171, 128, 3)
+
+
+def test_a_folder_of_classes_is_hardly_looked_at(image_folder, monkeypatch):
+    """To tell that it is no prepared set: a million files must not be listed, nor one folder end it all."""
+    root = image_folder(per_class={"train": 60}, vary=False)
+    (root / "train").rename(root.parent / "flat")
+    looked, scandir = [], os.scandir
+
+    def counted(path):
+        if os.path.basename(path) == "dog":
+            raise PermissionError(13, "Permission denied")
+        looked.append(0)
+        for entry in scandir(path):
+            looked[-1] += 1
+            yield entry
+
+    monkeypatch.setattr(os, "scandir", counted)
+    assert prepared_below(root.parent / "flat") == []
+    assert max(looked) < 30
 
 
 def test_large_photographs_become_smaller(tmp_path):

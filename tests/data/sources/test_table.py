@@ -127,6 +127,14 @@ def test_a_newer_listing_takes_nothing_from_a_run_that_goes_on(kept, monkeypatch
     assert pickle.loads(pickle.dumps(source.records)).read_many(np.arange(8)) == expected
 
 
+def test_a_listing_with_broken_links_is_made_again(kept, monkeypatch, tmp_path):
+    (kept / "train" / "emu").symlink_to(tmp_path / "not mounted")
+    os.utime(kept / "train", (OLD, OLD))
+    assert len(listed(kept, monkeypatch)[0].split("train")) == 8
+    shutil.copytree(kept / "train" / "cat", tmp_path / "not mounted")
+    assert len(listed(kept, monkeypatch)[0].split("train")) == 12
+
+
 def test_no_room_for_it_is_no_reason_to_fail(kept, monkeypatch, tmp_path):
     (tmp_path / "cache").write_bytes(b"in the way")
     assert contents(listed(kept, monkeypatch)[0])
