@@ -7,6 +7,7 @@ A file names its arrays by layers (`weight_names` attributes, Keras 2 and whole 
 import io
 import json
 import math
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from effnet_jax.weights.checkpoint import Checkpoint, Entry, needs
 
 _WEIGHTS, _CONFIG = "model.weights.h5", "config.json"
 _AGAIN = "save it again in Keras, or download it again"
+_NORMALIZATION = re.compile(r"(layers/)?normalization(_\d+)?/((?P<named>mean|variance)|vars/(?P<number>[01]))")
 # keras.applications' own files hold the standard deviation of ImageNet's channels where the layer expects a variance,
 # and a second Rescaling layer of the network, which has no weights, makes up for it (tensorflow#49930).
 _DEVIATION = (0.229, 0.224, 0.225)
@@ -79,17 +81,15 @@ class KerasFile(Checkpoint):
 
     def _scaling(self, config: Any) -> Any:
         """What the network does to pixels: its layers Rescaling, Normalization and, in some, another Rescaling."""
-        found = [
-            [self.read(name).reshape(-1).tolist() for name in names]
-            for names in (
-                ("normalization/mean", "normalization/variance"),
-                ("layers/normalization/vars/0", "layers/normalization/vars/1"),
-            )
-            if all(name in self.entries for name in names)
-        ]
-        if not found:
+        found = {}
+        for name in self.entries:
+            if match := _NORMALIZATION.fullmatch(name):
+                found[match["named"] or ("mean", "variance")[int(match["number"])]] = (
+                    self.read(name).reshape(-1).tolist()
+                )
+        if found.keys() != {"mean", "variance"}:
             return None
-        (mean, variance), *_ = found
+        mean, variance = found["mean"], found["variance"]
         if len(mean) != 3 or len(variance) != 3 or not all(math.isfinite(v) and v >= 0 for v in (*mean, *variance)):
             raise CheckpointError(f"{self.source}: its normalization is not of three channels: {mean}, {variance}")
         scalings = list(_rescalings(config))

@@ -269,9 +269,10 @@ def test_a_folder_of_classes_is_hardly_looked_at(image_folder, monkeypatch):
         if os.path.basename(path) == "dog":
             raise PermissionError(13, "Permission denied")
         looked.append(0)
-        for entry in scandir(path):
-            looked[-1] += 1
-            yield entry
+        with scandir(path) as entries:
+            for entry in entries:
+                looked[-1] += 1
+                yield entry
 
     monkeypatch.setattr(os, "scandir", counted)
     assert prepared_below(root.parent / "flat") == []
