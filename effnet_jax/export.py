@@ -1,46 +1,105 @@
-"""Makes a weights dir of any checkpoint of a run: `python -m effnet_jax.export RUN OUT`.
+"""Writes weights for other programs, or makes a weights dir of any checkpoint of a run.
 
-The run need not be finished. The run dir may be a local folder or gs://…, and so may OUT.
+    python -m effnet_jax.export runs/mine weights/mine --step=best
+    python -m effnet_jax.export runs/mine/weights out/mine --format=timm
+    python -m effnet_jax.export noisy_student_b0 out/b0 --format=stablehlo
+
+SOURCE is a run dir (the run need not be finished), a weights dir, or the name of published weights. A run dir, and OUT
+for a weights dir, may lie in a bucket (gs://…).
 """
 
 import argparse
 import dataclasses
+import importlib
+import os
+import re
+from pathlib import Path
 from typing import Any
 
 from etils import epath
 
 from effnet_jax import files
-from effnet_jax.errors import EffnetError, RunError, WeightsError, run_command
+from effnet_jax.errors import ConfigError, EffnetError, RunError, WeightsError, nearest, run_command
 from effnet_jax.train.rundir.checkpoints import CHECKPOINTS, best_step, list_steps
 from effnet_jax.train.rundir.log import read_rows
 from effnet_jax.train.rundir.snapshot import Damage, flat_leaves, nested, read_checkpoint
-from effnet_jax.train.rundir.workdir import CONFIG, read_run_json
-from effnet_jax.weights.metadata import Metadata
-from effnet_jax.weights.store import write_weights
+from effnet_jax.train.rundir.workdir import CONFIG, SUMMARY, read_run_json
+from effnet_jax.weights.by_name import weights_dir
+from effnet_jax.weights.metadata import Metadata, check_output
+from effnet_jax.weights.store import read_weights, write_weights
 
+WEIGHTS = "weights"
+FORMATS = {
+    WEIGHTS: "a weights dir",
+    "timm": "a folder for timm and Hugging Face's hub (safetensors)",
+    "keras": "a .weights.h5 for keras.applications",
+    "tf1": "a TensorFlow 1 checkpoint, as the original's",
+    "stablehlo": "a program that needs no more than jax, for cpu, cuda and tpu",
+    "savedmodel": "a SavedModel (needs TensorFlow)",
+    "litert": "a .tflite (needs TensorFlow)",
+}
+_PROGRAMS = ("stablehlo", "savedmodel", "litert")
 LATEST, BEST = "latest", "best"
 
 
-def export_run(run: epath.PathLike, out: epath.PathLike, *, step: str | int = LATEST, ema: bool = False) -> Metadata:
-    """Writes the weights of a checkpoint as a weights dir.
+def export(
+    source: epath.PathLike,
+    out: epath.PathLike,
+    *,
+    form: str = WEIGHTS,
+    step: str | int = LATEST,
+    ema: bool = False,
+    input_size: tuple[int, int] | None = None,
+) -> Metadata:
+    """Writes weights for another program, or as a weights dir.
 
     Args:
-      run: the run dir.
-      out: the weights dir to make; it must not exist.
-      step: of the checkpoint; `"latest"`, or `"best"` for the one with the best validation accuracy.
-      ema: whether the moving averages are taken instead of the weights.
+      source: a run dir, whose checkpoint is taken; a weights dir; or the name of published weights.
+      out: the folder to make; it must not exist.
+      form: a key of `FORMATS`.
+      step: of a run's checkpoint; `"latest"`, or `"best"` for the one with the best validation accuracy.
+      ema: whether a run's moving averages are taken instead of the weights.
+      input_size: height and width of images that the program of the format crops and resizes by itself.
 
     Returns:
-      The metadata of the weights dir.
+      The metadata of what was written.
 
     Raises:
-      RunError: no run dir, no such checkpoint, or a damaged one.
-      WeightsError: the run keeps no moving averages, a value is not finite, or the output exists.
+      RunError: no such checkpoint, or a damaged one.
+      WeightsError: no weights, a run without moving averages, a value that is not finite, a format that cannot hold
+        them, or the output exists.
+      CheckpointError: a package that the format needs is not installed.
     """
-    folder = files.as_path(run)
+    if form not in FORMATS:
+        raise ConfigError(f"--format={form}: {nearest(form, FORMATS)}")
+    if input_size is not None and form not in _PROGRAMS:
+        raise ConfigError(f"--input_size is for programs ({', '.join(_PROGRAMS)}): {form} holds weights alone")
+    variables, metadata, figures = _read(source, step, ema)
+    if form == WEIGHTS:
+        return write_weights(out, variables, metadata)
+    from effnet_jax.exports.base import Weights, flat
+
+    place = check_output(out)
+    if not files.is_local(place):
+        raise WeightsError(f"{out} is in a bucket: export to a disk, and copy that")
+    name = Path(os.fspath(source)).name
+    name = f"{Path(os.fspath(source)).parent.name}" if name in ("weights", "weights_ema") else name
+    weights = Weights(flat(variables), metadata, name, figures)
+    module = importlib.import_module(f"effnet_jax.exports.{form}")
+    with files.new_folder(place) as folder:
+        module.write(weights, Path(folder), **({"input_size": input_size} if form in _PROGRAMS else {}))
+    return metadata
+
+
+def _read(source: epath.PathLike, step: str | int, ema: bool) -> tuple[Any, Metadata, dict[str, float]]:
+    """Returns variables, what they are, and a run's accuracies."""
+    folder = weights_dir(source)
     config = read_run_json(folder / CONFIG)
     if config is None:
-        raise RunError(f"{folder} is no run dir (it has no {CONFIG}): give the --workdir of a training")
+        if step != LATEST or ema:
+            raise RunError(f"--step and --ema choose a checkpoint of a run, and {folder} is no run dir")
+        variables, metadata = read_weights(folder)
+        return variables, metadata, _figures(folder.parent)
     chosen = choose_step(folder, step)
     try:
         record, leaves = read_checkpoint(folder / CHECKPOINTS / str(chosen))
@@ -53,8 +112,17 @@ def export_run(run: epath.PathLike, out: epath.PathLike, *, step: str | int = LA
     variables = state["ema"] if ema else {kind: state[kind] for kind in ("params", "batch_stats")}
     check_finite(variables, f"checkpoint {chosen} of {folder}")
     metadata = metadata_of(record, config, folder)
-    source = {**metadata.source, "step": chosen}
-    return write_weights(out, variables, dataclasses.replace(metadata, ema=ema, source=source))
+    metadata = dataclasses.replace(metadata, ema=ema, source={**metadata.source, "step": chosen})
+    return variables, metadata, {}
+
+
+def _figures(folder: epath.Path) -> dict[str, float]:
+    """The accuracies of a finished run, whose weights dir is in its run dir; none elsewhere."""
+    try:
+        summary = files.read_json(folder / SUMMARY) or {}
+        return {split: float(summary[split]["accuracy"]) for split in ("validation", "test") if split in summary}
+    except (ValueError, KeyError, TypeError, OSError):
+        return {}
 
 
 def choose_step(folder: epath.Path, step: str | int) -> int:
@@ -111,6 +179,13 @@ def metadata_of(record: dict[str, Any], config: dict[str, Any], folder: epath.Pa
     return trained_metadata(folder.name, checked, parent, sources["train"], feed)
 
 
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if not match:
+        raise ConfigError(f"--input_size={text}: write height and width as 480x640")
+    return int(match[1]), int(match[2])
+
+
 def main() -> int:
     """Runs the command. Returns its exit status."""
     parser = argparse.ArgumentParser(
@@ -119,14 +194,24 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("run", metavar="RUN", help="the run dir")
-    parser.add_argument("out", metavar="OUT", help="the weights dir to make")
+    parser.add_argument("source", metavar="SOURCE", help="a run dir, a weights dir, or a name")
+    parser.add_argument("out", metavar="OUT", help="the folder to make")
+    listed = "; ".join(f"{name}: {what}" for name, what in FORMATS.items())
+    parser.add_argument("--format", default=WEIGHTS, metavar="FORMAT", help=listed)
     parser.add_argument("--step", default=LATEST, help=f"{LATEST} (the default), {BEST}, or the step of a checkpoint")
-    parser.add_argument("--ema", action="store_true", help="the moving averages instead of the weights")
+    parser.add_argument("--ema", action="store_true", help="the moving averages of a run instead of the weights")
+    parser.add_argument("--input_size", metavar="HxW", help="have a program crop and resize images of this size itself")
+    parser.add_argument("--push", metavar="hf://USER/NAME", help="upload the folder to Hugging Face's hub as well")
     args = parser.parse_args()
-    metadata = export_run(args.run, args.out, step=args.step, ema=args.ema)
+    size = _size(args.input_size) if args.input_size else None
+    metadata = export(args.source, args.out, form=args.format, step=args.step, ema=args.ema, input_size=size)
+    step = f" of step {metadata.source['step']}" if "step" in metadata.source else ""
     what = "moving averages" if metadata.ema else "weights"
-    print(f"wrote {args.out}: {what} of step {metadata.source['step']}, {metadata.num_classes} classes")
+    print(f"wrote {args.out}: {what}{step}, {metadata.num_classes} classes, as {args.format}")
+    if args.push:
+        from effnet_jax.exports.push import push
+
+        print(f"uploaded to {push(args.out, args.push)}")
     return 0
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from effnet_jax.errors import RunError, WeightsError
-from effnet_jax.export import export_run
+from effnet_jax.export import export
 from effnet_jax.predict import load_classifier
 from effnet_jax.train.config import default_config, phase
 from effnet_jax.train.loop import train
@@ -53,7 +53,7 @@ def stopped(tmp_path_factory):
 
 
 def test_an_unfinished_run_gives_weights_that_classify(stopped, tmp_path):
-    metadata = export_run(stopped, tmp_path / "latest")
+    metadata = export(stopped, tmp_path / "latest")
     assert metadata.class_names == ("cat", "dog") and metadata.resolution == 32 and metadata.source["step"] == 6
     classify = load_classifier(tmp_path / "latest")
     assert classify([np.zeros((40, 40, 3), np.uint8)]).sum() == pytest.approx(1)
@@ -62,12 +62,12 @@ def test_an_unfinished_run_gives_weights_that_classify(stopped, tmp_path):
 
 
 def test_a_step_the_best_and_the_averages(stopped, tmp_path):
-    export_run(stopped, tmp_path / "2", step=2)
-    export_run(stopped, tmp_path / "ema", step="2", ema=True)
+    export(stopped, tmp_path / "2", step=2)
+    export(stopped, tmp_path / "ema", step="2", ema=True)
     kernels = [read_weights(tmp_path / name)[0]["params"]["classifier"]["kernel"] for name in ("2", "ema")]
     assert not np.array_equal(*kernels)
     assert read_weights(tmp_path / "ema")[1].ema is True
-    assert export_run(stopped, tmp_path / "best", step="best").source["step"] in (2, 4, 6)
+    assert export(stopped, tmp_path / "best", step="best").source["step"] in (2, 4, 6)
 
 
 @pytest.mark.parametrize(
@@ -79,13 +79,15 @@ def test_a_step_the_best_and_the_averages(stopped, tmp_path):
 )
 def test_a_checkpoint_that_is_not_there(stopped, tmp_path, options, error, message):
     with pytest.raises(error, match=message):
-        export_run(stopped, tmp_path / "out", **options)
+        export(stopped, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
 
 def test_what_is_no_run_or_is_taken(stopped, tmp_path):
+    with pytest.raises(WeightsError, match="is no weights dir"):
+        export(tmp_path, tmp_path / "out")
     with pytest.raises(RunError, match="is no run dir"):
-        export_run(tmp_path, tmp_path / "out")
+        export(tmp_path, tmp_path / "out", step=3)
     (tmp_path / "taken").mkdir()
     with pytest.raises(WeightsError, match="exists already"):
-        export_run(stopped, tmp_path / "taken")
+        export(stopped, tmp_path / "taken")

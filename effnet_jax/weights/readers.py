@@ -15,6 +15,7 @@ from effnet_jax.archives import ArchiveError, Npz, most_unpacked
 from effnet_jax.errors import CheckpointError, nearest
 from effnet_jax.weights.checkpoint import Checkpoint, Entry
 from effnet_jax.weights.h5 import KerasFile
+from effnet_jax.weights.hub import HUB, download
 from effnet_jax.weights.pth import TorchFile
 from effnet_jax.weights.safetensors import SafetensorsFile
 from effnet_jax.weights.tensor_bundle import INDEX_ENDING, TensorBundle, index_path
@@ -35,8 +36,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
     Args:
       path: a checkpoint's prefix (or one of its files), its folder, an archive with one checkpoint, an `.npz` of arrays
-        under TensorFlow's names, timm's `.safetensors` or the folder with it, a `.pth` with a state dict, or a file of
-        Keras (`.h5`, `.weights.h5`, `.keras`).
+        under TensorFlow's names, timm's `.safetensors`, the folder with it or its hub id (`hf://…`), a `.pth` with a
+        state dict, or a file of Keras (`.h5`, `.weights.h5`, `.keras`).
 
     Returns:
       Its arrays, not yet read.
@@ -44,6 +45,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
       CheckpointError: there is nothing, nothing of a known kind, more than one checkpoint, or it is damaged.
     """
+    if str(path).startswith(HUB):
+        path = download(str(path))
     path = Path(path).expanduser()
     if path.is_dir():
         tensors = path / _TENSORS  # a folder as on Hugging Face's hub

@@ -3,7 +3,7 @@
 import pytest
 
 from effnet_jax import files
-from effnet_jax.export import export_run
+from effnet_jax.export import export
 from effnet_jax.predict import load_classifier
 from effnet_jax.train.rundir.checkpoints import list_steps
 from effnet_jax.train.rundir.log import read_rows
@@ -38,7 +38,7 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(recipe, bucket, tmp_path, monkey
     summary = files.read_json(files.as_path(workdir) / "summary.json")
     assert {key: value for key, value in summary.items() if key not in runs.OF_THE_ATTEMPT} == wanted["summary"]
     assert list(files.visible(recipe.parent / "caches")) == []
-    best = export_run(workdir, f"{bucket}/best", step="best", ema=True)
+    best = export(workdir, f"{bucket}/best", step="best", ema=True)
     assert best.ema and best.class_names == ("cat", "dog")
     classify = load_classifier(f"{bucket}/best")
     image = next((tmp_path / "images" / "test" / "cat").iterdir())

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from effnet_jax.export import export_run
+from effnet_jax.export import export
 from effnet_jax.train.loop import train
 from effnet_jax.weights.store import read_weights
 from tests import runs
@@ -32,7 +32,7 @@ def killed(tmp_path, monkeypatch):
 
 def test_it_resumes_and_ends_as_it_would_have(killed, capsys):
     expected = json.loads((GOLDEN / "run_dir_v1_expected.json").read_text())
-    export_run(killed, "halfway", step=9)  # its checkpoints, too, can be exported
+    export(killed, "halfway", step=9)  # its checkpoints, too, can be exported
     assert read_weights("halfway")[1].class_names == ("cat", "dog")
 
     config = json.loads((killed / "config.json").read_text())

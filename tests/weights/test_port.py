@@ -11,10 +11,10 @@ from effnet_jax.errors import CheckpointError, VariantError, WeightsError
 from effnet_jax.model.variants import VARIANTS
 from effnet_jax.port import describe
 from effnet_jax.weights import names, port
+from effnet_jax.weights.bundle_writer import write_bundle
 from effnet_jax.weights.layouts import LAYOUTS
 from effnet_jax.weights.layouts.tf1 import EMA_ENDING
 from effnet_jax.weights.store import load_weights, read_weights
-from tools.bundle_writer import write_bundle
 
 EMA = EMA_ENDING
 

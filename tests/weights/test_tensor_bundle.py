@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from effnet_jax.errors import CheckpointError
+from effnet_jax.weights.bundle_writer import write_bundle, write_table
 from effnet_jax.weights.sorted_table import MAGIC, TableError, mask_crc, read_table, write_varint
 from effnet_jax.weights.tensor_bundle import TensorBundle, read_index
-from tools.bundle_writer import write_bundle, write_table
 
 
 def read_all(prefix: Path) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Writes TensorFlow checkpoints without TensorFlow, for tests and benchmarks of the reader.
+"""Writes TensorFlow checkpoints without TensorFlow.
 
 The files are those of the formats that `effnet_jax.weights.tensor_bundle` and `sorted_table` describe.
 """

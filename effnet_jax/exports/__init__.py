@@ -1,0 +1,1 @@
+"""Weights written for other programs: one format a file."""

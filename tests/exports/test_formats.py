@@ -1,0 +1,114 @@
+"""Every format: what is written comes back bit for bit, and says how pixels are scaled."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from effnet_jax.errors import ConfigError, WeightsError
+from effnet_jax.export import FORMATS, export
+from effnet_jax.model.variants import NORMALIZATIONS
+from effnet_jax.weights.port import port_checkpoint
+from effnet_jax.weights.store import load_weights, read_weights
+
+pytest.importorskip("safetensors")
+pytest.importorskip("h5py")
+
+FILES = {"timm": "", "keras": "model.weights.h5", "tf1": ""}
+
+
+@pytest.mark.parametrize("variant", ["b0", "lite0", pytest.param("b3", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("form", FILES)
+def test_a_round_trip_gives_the_same_bits(weights, tmp_path, variant, form):
+    if (variant, form) == ("lite0", "keras"):
+        with pytest.raises(WeightsError, match="lite0, which keras.applications does not have"):
+            export(weights(variant), tmp_path / "out", form=form)
+        assert not list(tmp_path.iterdir())
+        return
+    export(weights(variant), tmp_path / "out", form=form)
+    metadata = port_checkpoint(tmp_path / "out" / FILES[form], tmp_path / "back", family=family(variant, form))
+    (ours, known), (theirs, _) = read_weights(weights(variant)), read_weights(tmp_path / "back")
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    assert (metadata.variant, metadata.num_classes) == (known.variant, known.num_classes)
+    assert metadata.normalization == known.normalization
+    assert metadata.source["layout"] == {"keras": "keras3"}.get(form, form)
+
+
+def family(variant, form):
+    """Files of timm and Keras say how pixels are scaled; TensorFlow's have to be told."""
+    return {"b0": "imagenet", "b3": "imagenet"}.get(variant) if form == "tf1" else None
+
+
+def test_timms_config_says_what_the_weights_ask_for(weights, tmp_path):
+    export(weights("b0"), tmp_path / "out", form="timm")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["architecture"] == "tf_efficientnet_b0" and config["num_classes"] == 1000
+    given = config["pretrained_cfg"]
+    assert (given["mean"], given["std"]) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    assert given["crop_pct"] == 0.875 and given["input_size"] == [3, 224, 224]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("---\n") and "mean 0.485, 0.456, 0.406, divided by 0.229, 0.224, 0.225" in card
+
+
+def test_a_file_of_another_network_of_timm_is_refused(weights, tmp_path):
+    """The same tensors, other padding and epsilon: what no name tells, its config.json does."""
+    from effnet_jax.errors import CheckpointError
+
+    export(weights("b0"), tmp_path / "out", form="timm")
+    path = tmp_path / "out" / "config.json"
+    path.write_text(path.read_text().replace("tf_efficientnet_b0", "efficientnet_b0"))
+    with pytest.raises(CheckpointError, match="timm's efficientnet_b0: only tf_efficientnet_"):
+        port_checkpoint(tmp_path / "out", tmp_path / "back")
+
+
+LOAD = """
+import sys
+import numpy as np
+sys.path.insert(0, sys.argv[1])
+import load
+print(np.asarray(load.load()(np.load(sys.argv[2]))).tobytes().hex())
+assert not {"effnet_jax", "flax", "orbax"} & set(sys.modules)
+"""
+
+
+@pytest.mark.parametrize("size", [None, (90, 70)])
+def test_a_program_runs_without_this_package(weights, tmp_path, size):
+    from effnet_jax.data.preprocess import evaluation_image
+
+    pytest.importorskip("flatbuffers")
+    metadata = export(weights("lite0"), tmp_path / "out", form="stablehlo", input_size=size)
+    side = metadata.resolution
+    model, variables, _ = load_weights(weights("lite0"))
+    images = np.random.default_rng(0).integers(0, 256, (3, *(size or (side, side)), 3)).astype(np.uint8)
+    seen = images.astype(np.float32)
+    if size:
+        seen = np.stack([evaluation_image(image, side, metadata.crop) for image in images])
+    np.save(tmp_path / "images.npy", images if size else seen)
+    command = [sys.executable, "-c", LOAD, str(tmp_path / "out"), str(tmp_path / "images.npy")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    theirs = np.frombuffer(bytes.fromhex(done.stdout.split()[-1]), np.float32).reshape(3, -1)
+    ours = np.asarray(jax.jit(model.apply)(variables, seen))
+    assert np.abs(theirs - ours).max() <= 1e-5 * np.abs(ours).max()
+
+
+def test_mistakes(weights, tmp_path):
+    with pytest.raises(ConfigError, match="did you mean 'timm'"):
+        export(weights("b0"), tmp_path / "out", form="tim")
+    with pytest.raises(ConfigError, match="--input_size is for programs"):
+        export(weights("b0"), tmp_path / "out", form="timm", input_size=(1, 1))
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(WeightsError, match="exists already"):
+        export(weights("b0"), tmp_path / "taken", form="timm")
+
+
+def test_every_format_has_a_module():
+    import importlib
+
+    for form in FORMATS:
+        if form not in ("weights", "savedmodel", "litert"):  # those import TensorFlow
+            assert importlib.import_module(f"effnet_jax.exports.{form}").write
+    assert set(NORMALIZATIONS) >= {"imagenet", "advprop", "lite", "unit"}
