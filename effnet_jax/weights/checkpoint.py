@@ -89,12 +89,13 @@ class Checkpoint(abc.ABC):
             raise CheckpointError(f"{self.source} has no array named {name!r}") from None
 
 
-def needs(package: str, what: object) -> Any:
+def needs(package: str, what: object, extra: str = "formats") -> Any:
     """Imports a package that only one kind of file needs.
 
     Args:
       package: its name.
       what: needs it.
+      extra: of this package that has it.
 
     Raises:
       CheckpointError: it is not installed; with the cure.
@@ -102,4 +103,4 @@ def needs(package: str, what: object) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError:
-        raise CheckpointError(f"{what} needs {package}: pip install 'effnet-jax[formats]'") from None
+        raise CheckpointError(f"{what} needs {package}: pip install 'effnet-jax[{extra}]'") from None
