@@ -37,6 +37,7 @@ FORMATS = {
     "stablehlo": "a program that needs no more than jax, for cpu, cuda and tpu",
     "savedmodel": "a SavedModel (needs TensorFlow)",
     "litert": "a .tflite (needs TensorFlow)",
+    "onnx": "an ONNX model (needs jax2onnx)",
 }
 _PROGRAMS = ("stablehlo", "savedmodel", "litert")
 LATEST, BEST = "latest", "best"

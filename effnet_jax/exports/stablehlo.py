@@ -64,14 +64,23 @@ def write(weights: Weights, out: Path, input_size: tuple[int, int] | None = None
     write_card(weights, out, "jax")
 
 
-def program(weights: Weights, input_size: tuple[int, int] | None = None) -> Callable[[Any], Array]:
-    """Returns the function from images to logits, or to pooled features where there is no classifier."""
+def program(
+    weights: Weights, input_size: tuple[int, int] | None = None, lowering: str = "platform"
+) -> Callable[[Any], Array]:
+    """Returns the function from images to logits, or to pooled features where there is no classifier.
+
+    Args:
+      weights: its values.
+      input_size: as of `write`.
+      lowering: of the network (`create_model`).
+    """
     metadata = weights.metadata
     model = create_model(
         metadata.variant,
         num_classes=metadata.num_classes or 1,
         include_top=metadata.num_classes > 0,
         normalization=metadata.normalization,
+        lowering=lowering,
     )
     variables = weights.variables
 

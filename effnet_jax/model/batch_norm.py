@@ -46,6 +46,19 @@ def _activated(activation: Activation | None, centred: Array, factor: Array, bia
     return activation(outputs) if activation else outputs
 
 
+def normalise_natively(
+    inputs: Array, scale: Array, bias: Array, mean: Array, var: Array, activation: Activation | None, dtype: Any
+) -> Array:
+    """`normalise` as JAX itself differentiates it, in either mode and through the statistics too."""
+    factor = scale * lax.rsqrt(var + EPSILON)
+    return _activated(activation, inputs.astype(jnp.float32) - mean, factor, bias).astype(dtype)
+
+
+def moments_natively(inputs: Array, average: Average) -> tuple[Array, Array]:
+    """`batch_moments` on any platform in one form, as JAX itself differentiates it."""
+    return _moments_in_two_passes(average, inputs, inputs)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _affine(
     activation: Activation | None, dtype: Any, summed: bool, inputs: Array, mean: Array, factor: Array, bias: Array

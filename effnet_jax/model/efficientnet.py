@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from effnet_jax.choices import DTYPES
+from effnet_jax.choices import DTYPES, LOWERINGS
 from effnet_jax.errors import ConfigError, VariantError, nearest
 from effnet_jax.model import layers
 from effnet_jax.model.variants import NORMALIZATIONS, SURVIVAL_PROB, Block, Variant, get_variant
@@ -36,6 +36,7 @@ class Stem(nn.Module):
     variant: Variant
     normalization: str
     batch_norm: Any
+    conv: Any
     dtype: Any
 
     @nn.compact
@@ -43,7 +44,7 @@ class Stem(nn.Module):
         mean, scale = NORMALIZATIONS[self.normalization]
         pixels = (images.astype(jnp.float32) - jnp.array(mean)) / jnp.array(scale)
         # [N, H, W, 3] → [N, H/2, W/2, stem]
-        outputs = layers.Conv(self.variant.stem_filters, 3, stride=2, dtype=self.dtype, name="conv")(pixels)
+        outputs = self.conv(self.variant.stem_filters, 3, stride=2, name="conv")(pixels)
         return self.batch_norm(name="bn")(outputs, update_batch_norm, _activation(self.variant.lite))
 
 
@@ -53,6 +54,7 @@ class MBConv(nn.Module):
     block: Block
     lite: bool
     batch_norm: Any
+    conv: Any
     survival_prob: float
     dtype: Any
     narrow_moments: bool = False
@@ -60,8 +62,7 @@ class MBConv(nn.Module):
     @nn.compact
     def __call__(self, inputs: Array, update_batch_norm: bool = False, keys: Array | None = None) -> Array:
         block, activation = self.block, _activation(self.lite)
-        conv = functools.partial(layers.Conv, dtype=self.dtype)
-        outputs = inputs
+        conv, outputs = self.conv, inputs
         if block.expand_ratio != 1:  # [N, h, w, in] → [N, h, w, expanded]
             expand = conv(block.expanded_filters, name="expand_conv")
             outputs, source = expand(outputs), None
@@ -90,11 +91,11 @@ class Top(nn.Module):
 
     variant: Variant
     batch_norm: Any
-    dtype: Any
+    conv: Any
 
     @nn.compact
     def __call__(self, inputs: Array, update_batch_norm: bool = False) -> Array:
-        outputs = layers.Conv(self.variant.top_filters, dtype=self.dtype, name="conv")(inputs)
+        outputs = self.conv(self.variant.top_filters, name="conv")(inputs)
         return self.batch_norm(name="bn")(outputs, update_batch_norm, _activation(self.variant.lite))
 
 
@@ -124,6 +125,7 @@ class EfficientNet(nn.Module):
     batch_norm_axis: str | tuple[str, ...] | None = None
     batch_norm_groups: tuple[tuple[int, ...], ...] | None = None
     batch_norm_narrow_moments: bool = False
+    lowering: str = "platform"
 
     def setup(self) -> None:
         batch_norm = functools.partial(
@@ -132,22 +134,24 @@ class EfficientNet(nn.Module):
             dtype=self.dtype,
             axis_name=self.batch_norm_axis,
             axis_groups=self.batch_norm_groups,
+            native=self.lowering == "native",
         )
+        conv = functools.partial(layers.Conv, dtype=self.dtype, native=self.lowering == "native")
 
         def kind(module: Any, unit: str) -> Any:
             # Computed again in the backward pass; `update_batch_norm` is not an array.
             return nn.remat(module, static_argnums=(2,)) if _includes(self.remat, unit) else module
 
-        self.stem = kind(Stem, "stem")(self.variant, self.normalization, batch_norm, self.dtype)
+        self.stem = kind(Stem, "stem")(self.variant, self.normalization, batch_norm, conv, self.dtype)
         for block in self.variant.blocks:
             # The variant's rates belong to a deepest survival probability of 0.8; another one scales them.
             survival_prob = 1.0 - (1.0 - block.survival_prob) * (1.0 - self.survival_prob) / (1.0 - SURVIVAL_PROB)
             block_type = kind(MBConv, block.name)
             module = block_type(
-                block, self.variant.lite, batch_norm, survival_prob, self.dtype, self.batch_norm_narrow_moments
+                block, self.variant.lite, batch_norm, conv, survival_prob, self.dtype, self.batch_norm_narrow_moments
             )
             setattr(self, block.name, module)
-        self.top = kind(Top, "top")(self.variant, batch_norm, self.dtype)
+        self.top = kind(Top, "top")(self.variant, batch_norm, conv)
         if self.include_top:
             self.classifier = layers.Dense(self.num_classes)
 
@@ -277,6 +281,7 @@ def create_model(
     batch_norm_axis: str | tuple[str, ...] | None = None,
     batch_norm_groups: tuple[tuple[int, ...], ...] | None = None,
     batch_norm_narrow_moments: bool = False,
+    lowering: str = "platform",
 ) -> EfficientNet:
     """Makes an EfficientNet.
 
@@ -298,6 +303,9 @@ def create_model(
       batch_norm_groups: device numbers of each group that shares them, or None for all together.
       batch_norm_narrow_moments: whether batch statistics of expansions too wide for a chip's own memory come from the
         moments of their inputs: less traffic on TPU, the same numbers up to rounding.
+      lowering: `"platform"`: what is fastest on each platform, with gradients of its own; `"native"`: XLA's own
+        convolutions everywhere and nothing but JAX's own derivatives, so that `jax.jvp`, `jacfwd` and `hessian` work,
+        and programs that know no more than plain operations can be made of it. Much slower on the CPU.
 
     Returns:
       A Linen module; `model.init(key, images)` makes `{"params": …, "batch_stats": …}`.
@@ -318,6 +326,8 @@ def create_model(
         raise ConfigError(f"dtype={dtype!r}: {nearest(str(dtype), DTYPES)} (float16 overflows in these networks)")
     if include_top and num_classes < 1:
         raise ConfigError(f"num_classes={num_classes}: a classifier needs at least 1; include_top=False has none")
+    if lowering not in LOWERINGS:
+        raise ConfigError(f"lowering={lowering!r}: {nearest(lowering, LOWERINGS)}")
     dropout = architecture.dropout if dropout is None else dropout
     for name, value, low in (("dropout", dropout, 0.0), ("survival_prob", survival_prob, 0.05)):
         if not low <= value <= 1.0 or (name == "dropout" and value == 1.0):
@@ -336,6 +346,7 @@ def create_model(
         batch_norm_axis=batch_norm_axis,
         batch_norm_groups=batch_norm_groups,
         batch_norm_narrow_moments=batch_norm_narrow_moments,
+        lowering=lowering,
     )
 
 

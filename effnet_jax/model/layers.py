@@ -8,8 +8,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from effnet_jax.model.batch_norm import normalise, normalise_batch, normalise_pointwise
-from effnet_jax.model.convolutions import Function, depthwise_conv, full_conv, pointwise_conv
+from effnet_jax.model.batch_norm import (
+    moments_natively,
+    normalise,
+    normalise_batch,
+    normalise_natively,
+    normalise_pointwise,
+)
+from effnet_jax.model.convolutions import Function, depthwise_conv, full_conv, native_conv, pointwise_conv
 
 # Source: efficientnet_builder.py.
 BATCH_NORM_MOMENTUM = 0.99
@@ -50,6 +56,7 @@ class Conv(nn.Module):
       stride: of both sides.
       depthwise: one window for each channel.
       dtype: of the computation; parameters are float32.
+      native: XLA's own convolution on every platform.
     """
 
     filters: int
@@ -57,6 +64,7 @@ class Conv(nn.Module):
     stride: int = 1
     depthwise: bool = False
     dtype: Any = jnp.float32
+    native: bool = False
 
     @nn.compact
     def __call__(self, inputs: Array) -> Array:  # [N, H, W, in] → [N, H / stride, W / stride, filters]
@@ -64,6 +72,8 @@ class Conv(nn.Module):
         shape = (self.kernel_size, self.kernel_size, in_filters, filters)
         kernel = self.param("kernel", conv_kernel_init, shape).astype(self.dtype)
         inputs = inputs.astype(self.dtype)
+        if self.native:
+            return native_conv(inputs, kernel, self.stride, groups=filters if self.depthwise else 1)
         if self.depthwise:
             return depthwise_conv(inputs, kernel, self.stride)
         if self.kernel_size == 1:
@@ -83,12 +93,14 @@ class BatchNorm(nn.Module):
       dtype: of the output.
       axis_name: name or names of the mapped axes of devices, or None.
       axis_groups: device numbers of each group that shares statistics, or None for all together.
+      native: differentiated by JAX itself.
     """
 
     momentum: float = BATCH_NORM_MOMENTUM
     dtype: Any = jnp.float32
     axis_name: str | tuple[str, ...] | None = None
     axis_groups: tuple[tuple[int, ...], ...] | None = None
+    native: bool = False
 
     @nn.compact
     def __call__(
@@ -112,11 +124,15 @@ class BatchNorm(nn.Module):
         stored_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
         stored_var = self.variable("batch_stats", "var", jnp.ones, shape)
         if not update:
-            return normalise(inputs, scale, bias, stored_mean.value, stored_var.value, activation, self.dtype)
+            form = normalise_natively if self.native else normalise
+            return form(inputs, scale, bias, stored_mean.value, stored_var.value, activation, self.dtype)
         average = self._average
         if self.is_initializing():
             average = _alone
-        if source is not None:
+        if self.native:
+            mean, var = moments_natively(inputs, average)
+            outputs = normalise_natively(inputs, scale, bias, mean, var, activation, self.dtype)
+        elif source is not None:
             outputs, mean, var = normalise_pointwise(inputs, scale, bias, source, activation, self.dtype, average)
         else:
             outputs, mean, var = normalise_batch(

@@ -109,6 +109,6 @@ def test_every_format_has_a_module():
     import importlib
 
     for form in FORMATS:
-        if form not in ("weights", "savedmodel", "litert"):  # those import TensorFlow
+        if form != "weights":
             assert importlib.import_module(f"effnet_jax.exports.{form}").write
     assert set(NORMALIZATIONS) >= {"imagenet", "advprop", "lite", "unit"}

@@ -327,3 +327,36 @@ def test_impossible_calls(noisy):
         model.apply(variables, images[0])
     with pytest.raises(ConfigError, match="key="):
         model.apply(variables, images, train=True)
+
+
+def test_the_native_lowering_is_the_same_function_and_has_forward_derivatives():
+    images = jnp.asarray(np.random.default_rng(0).uniform(0, 255, (2, 64, 64, 3)), jnp.float32)
+    platform, native = (create_model("b0", num_classes=5, lowering=form) for form in ("platform", "native"))
+    variables = jax.jit(platform.init)(jax.random.key(0), images)
+    kernel = jax.random.normal(jax.random.key(1), variables["params"]["classifier"]["kernel"].shape)
+    variables["params"]["classifier"]["kernel"] = kernel
+
+    def gradients(model):
+        def loss(params):
+            return jnp.sum(model.apply({**variables, "params": params}, images))
+
+        return jax.jit(jax.value_and_grad(loss))(variables["params"])
+
+    (ours, expected), (theirs, found) = gradients(platform), gradients(native)
+    assert abs(ours - theirs) <= 1e-5 * abs(ours)
+    norms = [
+        np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(tree)))
+        for tree in (expected, jax.tree.map(jnp.subtract, expected, found))
+    ]
+    assert norms[1] <= 1e-5 * norms[0]
+
+    def logits(shift):
+        return native.apply(variables, images + shift)
+
+    slope = jax.jit(jax.jacfwd(logits))(0.0)
+    difference = (logits(0.5) - logits(-0.5)) / 1.0
+    assert np.abs(slope - difference).max() <= 0.02 * np.abs(difference).max()
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(lambda shift: platform.apply(variables, images + shift), (0.0,), (1.0,))
+    with pytest.raises(ConfigError, match="did you mean 'native'"):
+        create_model("b0", lowering="nativ")
