@@ -1,9 +1,12 @@
-"""Classifies images with a weights dir: `python -m effnet_jax.predict WEIGHTS_DIR IMAGE…`.
+"""Classifies images: `python -m effnet_jax.predict WEIGHTS IMAGE…`.
+
+WEIGHTS is a weights dir, or the name of published weights.
 
 IMAGE is a file, a folder (every image in it and below), or a glob pattern in quotes.
 """
 
 import argparse
+import dataclasses
 import glob
 import json
 import os
@@ -19,7 +22,7 @@ import numpy as np
 from effnet_jax.data import decode
 from effnet_jax.data.sources.listing import Unread, walk
 from effnet_jax.data.view import EvaluationView
-from effnet_jax.errors import DataError, WeightsError, run_command
+from effnet_jax.errors import ConfigError, DataError, WeightsError, run_command
 from effnet_jax.weights.metadata import Metadata
 from effnet_jax.weights.store import load_weights
 
@@ -36,14 +39,19 @@ class Classifier:
       metadata: what the weights dir says about itself.
     """
 
-    def __init__(self, path: str | os.PathLike) -> None:
-        model, variables, metadata = load_weights(path)
+    def __init__(
+        self, path: str | os.PathLike, *, resolution: int = 0, batch_size: int = BATCH_SIZE, **settings: Any
+    ) -> None:
+        if resolution < 0 or batch_size < 1:
+            raise ConfigError(f"resolution={resolution}, batch_size={batch_size}: both count from 1 up")
+        model, variables, metadata = load_weights(path, **settings)
         if not metadata.num_classes:
             raise WeightsError(
                 f"{path} has no classifier (it was ported with --notop): port it again without, or train one with "
                 "python -m effnet_jax.train"
             )
-        self.metadata: Metadata = metadata
+        self.metadata: Metadata = dataclasses.replace(metadata, resolution=resolution or metadata.resolution)
+        self._batch_size = batch_size
         self.class_names = metadata.class_names or tuple(str(index) for index in range(metadata.num_classes))
         self._variables = jax.device_put(variables)
         self._predict = jax.jit(lambda variables, images: jax.nn.softmax(jnp.asarray(model.apply(variables, images))))
@@ -67,11 +75,11 @@ class Classifier:
         return np.concatenate([*batches, np.empty((0, self.metadata.num_classes), np.float32)])
 
     def batches(self, images: Iterable[ImageLike]) -> Iterator[np.ndarray]:
-        """Yields the probabilities of at most `BATCH_SIZE` images at a time; arguments and errors as of a call."""
+        """Yields the probabilities of at most `batch_size` images at a time; arguments and errors as of a call."""
         images = list(images)
         # Single images and full batches are the only two shapes that are compiled.
-        size = BATCH_SIZE if len(images) > 1 else 1
-        with ThreadPoolExecutor(min(BATCH_SIZE, os.cpu_count() or 1)) as pool:
+        size = self._batch_size if len(images) > 1 else 1
+        with ThreadPoolExecutor(min(size, os.cpu_count() or 1)) as pool:
             for start in range(0, len(images), size):
                 pixels = list(pool.map(self._prepare, images[start : start + size]))
                 batch = np.zeros((size, *pixels[0].shape), np.float32)
@@ -87,11 +95,16 @@ class Classifier:
         return EvaluationView(seen.resolution, seen.evaluation, seen.crop, seen.resize)(image)
 
 
-def load_classifier(path: str | os.PathLike) -> Classifier:
+def load_classifier(
+    path: str | os.PathLike, *, resolution: int = 0, batch_size: int = BATCH_SIZE, **settings: Any
+) -> Classifier:
     """Loads a weights dir as a function from images to probabilities.
 
     Args:
-      path: the weights dir.
+      path: the weights dir, or the name of published weights.
+      resolution: side in pixels of what the model sees; 0: what its weights were made for.
+      batch_size: images that are classified at a time.
+      settings: of the model, as `create_model` takes them: `dtype="bfloat16"`, …
 
     Returns:
       `classify(list of paths or arrays)` -> probabilities [N, classes]; its `class_names` name the columns.
@@ -99,7 +112,7 @@ def load_classifier(path: str | os.PathLike) -> Classifier:
     Raises:
       WeightsError: no weights dir, a damaged one, or one without a classifier.
     """
-    return Classifier(path)
+    return Classifier(path, resolution=resolution, batch_size=batch_size, **settings)
 
 
 def find_images(names: Iterable[str]) -> list[str]:
@@ -162,7 +175,7 @@ def _with_progress(batches: Iterable[np.ndarray], total: int) -> Iterator[np.nda
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(prog="python -m effnet_jax.predict", description=__doc__)
-    parser.add_argument("weights", metavar="WEIGHTS_DIR", help="a weights dir")
+    parser.add_argument("weights", metavar="WEIGHTS", help="a weights dir, or the name of published weights")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, folders, or patterns in quotes")
     parser.add_argument("--top", type=int, default=5, metavar="K", help="classes to print for each image (5)")
     parser.add_argument("--json", action="store_true", help="print a JSON list instead of text")

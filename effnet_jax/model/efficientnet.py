@@ -181,15 +181,37 @@ class EfficientNet(nn.Module):
         return self.run(images, last="top", train=train, update_batch_norm=update_batch_norm, key=key)
 
     def endpoints(
-        self, images: Array, *, train: Units = False, update_batch_norm: Units = False, key: Array | None = None
+        self,
+        images: Array,
+        *,
+        units: Collection[str] | None = None,
+        train: Units = False,
+        update_batch_norm: Units = False,
+        key: Array | None = None,
     ) -> dict[str, Array]:
-        """Computes the output of every unit, by name. Arguments as for a call."""
+        """Computes the outputs of units, by name.
+
+        Args:
+          images: as for a call.
+          train: as for a call.
+          update_batch_norm: as for a call.
+          key: as for a call.
+          units: whose; None: all. Those after the last of them are not run. `Variant.levels` has the last one of each
+            stride, which detection and segmentation take.
+
+        Raises:
+          VariantError: no such unit.
+        """
+        asked = set(self.units if units is None else units)
+        last = max((self._index(unit, 0) for unit in asked), default=-1)
         ends: dict[str, Array] = {}
         outputs = images
-        for unit in self.units:
-            outputs = ends[unit] = self.run(
+        for unit in self.units[: last + 1]:
+            outputs = self.run(
                 outputs, first=unit, last=unit, train=train, update_batch_norm=update_batch_norm, key=key
             )
+            if unit in asked:
+                ends[unit] = outputs
         return ends
 
     def run(

@@ -60,6 +60,25 @@ class Variant:
         """What can be frozen, from the input to the output: `stem`, every block, `top`, `classifier`."""
         return ("stem", *(block.name for block in self.blocks), "top", "classifier")
 
+    @property
+    def levels(self) -> tuple["Level", ...]:
+        """The last block of each stride, 2 to 32: the original's `reduction_1` to `reduction_5`."""
+        found: dict[int, Level] = {}
+        stride = 2  # the stem's
+        for block in self.blocks:
+            stride *= block.stride
+            found[stride] = Level(block.name, stride, block.out_filters)
+        return tuple(found.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Level:
+    """Where features of one stride are: the unit, the stride in pixels, and how many channels."""
+
+    unit: str
+    stride: int
+    channels: int
+
 
 @dataclasses.dataclass(frozen=True)
 class _Stage:

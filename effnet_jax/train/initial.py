@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from effnet_jax.errors import ConfigError, WeightsError
 from effnet_jax.model.efficientnet import EfficientNet, create_model
@@ -15,7 +14,7 @@ from effnet_jax.train.step.partition import AXES, DATA
 from effnet_jax.train.step.state import Variables
 from effnet_jax.train.step.steps import PURPOSE_INIT
 from effnet_jax.weights.metadata import Metadata
-from effnet_jax.weights.store import read_metadata, read_weights
+from effnet_jax.weights.store import fresh_classifier, read_metadata, read_weights
 
 
 def check_weights(config: Mapping[str, Any]) -> Metadata | None:
@@ -109,14 +108,5 @@ def initial_variables(
     variables, _ = read_weights(config["weights"])
     if keep_classifier:
         return variables
-    classifier = _fresh_classifier(model.variant.top_filters, num_classes)
+    classifier = fresh_classifier(model.variant.top_filters, num_classes)
     return {**variables, "params": {**variables["params"], "classifier": classifier}}
-
-
-def _fresh_classifier(features: int, classes: int) -> dict[str, np.ndarray]:
-    """A classifier that says nothing yet: every class is as likely, the loss starts at log(classes).
-
-    The original's initial kernel is made for training from scratch: over pretrained features, which are large, it
-    starts at several times that loss, and a short head phase ends before it has unlearnt its noise.
-    """
-    return {"kernel": np.zeros((features, classes), np.float32), "bias": np.zeros(classes, np.float32)}

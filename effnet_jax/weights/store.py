@@ -17,7 +17,6 @@ from etils import epath
 from effnet_jax import files, hosts
 from effnet_jax.errors import WeightsError
 from effnet_jax.model.efficientnet import create_model
-from effnet_jax.model.layers import dense_kernel_init
 from effnet_jax.model.variants import get_variant
 from effnet_jax.weights import names
 from effnet_jax.weights.by_name import weights_dir
@@ -152,16 +151,16 @@ def read_weights(path: epath.PathLike) -> tuple[Variables, Metadata]:
 
 
 def load_weights(
-    path: epath.PathLike, num_classes: int | None = None, *, new_classifier: bool = True, seed: int = 0
+    path: epath.PathLike, num_classes: int | None = None, *, new_classifier: bool = True, **settings: Any
 ) -> tuple[nn.Module, Variables, Metadata]:
     """Makes the model of a weights dir, with its values.
 
     Args:
       path: the weights dir, or the name of published weights: `noisy_student_b1`, `tf_efficientnet_b1.ns_jft_in1k`.
       num_classes: outputs that the classifier shall have; None: as stored.
-      new_classifier: whether a classifier of another size than stored may be made, with fresh values as the original
-        initialises them. The metadata returned then has no class names.
-      seed: of the fresh values.
+      new_classifier: whether a classifier of another size than stored may be made, as training begins with
+        (`fresh_classifier`). The metadata returned then has no class names.
+      settings: of the model, as `create_model` takes them: `dtype="bfloat16"`, `lowering="native"`, …
 
     Returns:
       The model, `{"params": …, "batch_stats": …}` as NumPy arrays, and the metadata, which is that of the variables
@@ -180,11 +179,7 @@ def load_weights(
                 "allow a new classifier (new_classifier=True), which has to be trained, or use other weights"
             )
         features = get_variant(metadata.variant).top_filters
-        kernel = dense_kernel_init(jax.random.key(seed), (features, num_classes))
-        variables["params"]["classifier"] = {
-            "kernel": np.asarray(kernel),
-            "bias": np.zeros(num_classes, np.float32),
-        }
+        variables["params"]["classifier"] = fresh_classifier(features, num_classes)
         metadata = dataclasses.replace(metadata, num_classes=num_classes, class_names=())
     model = create_model(
         metadata.variant,
@@ -192,8 +187,22 @@ def load_weights(
         num_classes=metadata.num_classes or 1,
         include_top=metadata.num_classes > 0,
         normalization=metadata.normalization,
+        **settings,
     )
     return model, variables, metadata
+
+
+def fresh_classifier(features: int, classes: int) -> dict[str, np.ndarray]:
+    """A classifier that says nothing yet: every class is as likely, the loss starts at log(classes).
+
+    The original's initial kernel is made for training from scratch: over pretrained features, which are large, it
+    starts at several times that loss, and a short head phase ends before it has unlearnt its noise.
+
+    Args:
+      features: that it takes.
+      classes: that it tells apart.
+    """
+    return {"kernel": np.zeros((features, classes), np.float32), "bias": np.zeros(classes, np.float32)}
 
 
 def array_handler() -> ocp.PyTreeCheckpointHandler:

@@ -360,3 +360,36 @@ def test_the_native_lowering_is_the_same_function_and_has_forward_derivatives():
         jax.jvp(lambda shift: platform.apply(variables, images + shift), (0.0,), (1.0,))
     with pytest.raises(ConfigError, match="did you mean 'native'"):
         create_model("b0", lowering="nativ")
+
+
+def test_some_endpoints_and_the_levels_of_a_variant():
+    images = jnp.zeros((1, 64, 64, 3))
+    model = create_model("b0", num_classes=5)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    levels = VARIANTS["b0"].levels
+    assert [level.stride for level in levels] == [2, 4, 8, 16, 32]
+    units = [level.unit for level in levels]
+    ends = jax.eval_shape(functools.partial(model.apply, method="endpoints", units=units), variables, images)
+    assert list(ends) == units
+    for level in levels:
+        assert ends[level.unit].shape == (1, 64 // level.stride, 64 // level.stride, level.channels)
+    with pytest.raises(VariantError, match="no unit 'block9a'"):
+        model.apply(variables, images, method="endpoints", units=["block9a"])
+
+
+def test_under_nnx():
+    from flax import nnx
+    from flax.nnx import bridge
+
+    images = jnp.asarray(np.random.default_rng(0).uniform(0, 255, (2, 64, 64, 3)), jnp.float32)
+    linen = create_model("b0", num_classes=5)
+    variables = jax.jit(linen.init)(jax.random.key(0), images)
+    kernel = jax.random.normal(jax.random.key(1), variables["params"]["classifier"]["kernel"].shape)
+    variables["params"]["classifier"]["kernel"] = kernel
+
+    model = bridge.lazy_init(bridge.ToNNX(linen, rngs=nnx.Rngs(0)), images)
+    nnx.update(model, bridge.variables.linen_vars_to_nnx_attrs(variables))
+    logits = model(images)
+
+    expected = linen.apply(variables, images)
+    assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()
