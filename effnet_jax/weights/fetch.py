@@ -115,4 +115,5 @@ def _check(url: str, partial: Path, sha256: str) -> None:
         whose = "it is published with" if sha256 else "it had when it was first fetched"
         raise NotFetched(f"{url}: its SHA-256 is {found}, and {whose} {expected}")
     if not sha256 and url not in known:
+        files.make_folder(memory.parent)
         files.write_json(memory, {**known, url: found})
