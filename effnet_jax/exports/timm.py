@@ -53,6 +53,7 @@ def config_of(weights: Weights) -> dict[str, Any]:
             "classifier": "classifier",
         },
     }
+    config["effnet_jax"] = {"resize": metadata.resize}
     if metadata.class_names:
         config["label_names"] = list(metadata.class_names)
     return config

@@ -11,7 +11,7 @@ from jax.errors import JaxRuntimeError
 from ml_collections import ConfigDict
 
 from effnet_jax import files
-from effnet_jax.errors import ConfigError, EffnetError
+from effnet_jax.errors import ConfigError, EffnetError, WeightsError
 from effnet_jax.tpu import AUTO
 from effnet_jax.tpu.batch import largest_batch
 from effnet_jax.tpu.chips import CHIPS, Chip, Topology, topology_devices
@@ -21,7 +21,9 @@ from effnet_jax.train.config.checks import check_devices
 from effnet_jax.train.initial import check_weights
 from effnet_jax.train.programs import PhasePrograms, phase_programs
 from effnet_jax.train.start import SPLITS, open_sources
+from effnet_jax.weights.by_name import place_of
 from effnet_jax.weights.metadata import current_versions
+from effnet_jax.weights.published import find_published
 
 IMAGENET = {"train": 1_281_167, "validation": 50_000, "test": 50_000}
 
@@ -172,7 +174,16 @@ def _largest(
 
 def _without_weights(config: ConfigDict, tell: Tell) -> ConfigDict:
     """Leaves out weights that are not on this machine: they decide on pixels, not on what is compiled."""
-    if not config.weights or files.as_path(config.weights).exists():
+    if not config.weights:
+        return config
+    published = find_published(config.weights)
+    if published and published.variant != config.variant:
+        raise WeightsError(
+            f"{config.weights} are weights of {published.variant}, and config.variant is {config.variant!r}: set "
+            f"variant={published.variant!r}, or give other weights"
+        )
+    here = place_of(published).is_dir() if published else files.as_path(config.weights).exists()
+    if here or "/" not in config.weights and not published:  # no path: told if it is no name either
         check_weights(config)
         return config
     tell(f"note: {config.weights} is not here: compiled without a look at its weights")

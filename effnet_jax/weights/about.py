@@ -17,6 +17,7 @@ class About:
       scaling: what the network does to pixels 0..255 of each channel: (what is subtracted, what it is divided by).
       resolution: side of the images in pixels.
       crop: the evaluation's rule.
+      evaluation: `"crop"` or `"resize"`, as in `Metadata`.
       resize: how images are resized.
       class_names: one for each class.
     """
@@ -25,6 +26,7 @@ class About:
     scaling: tuple[Levels, Levels] | None = None
     resolution: int = 0
     crop: str = ""
+    evaluation: str = ""
     resize: str = ""
     class_names: tuple[str, ...] = ()
 

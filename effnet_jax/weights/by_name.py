@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -12,8 +11,9 @@ from etils import epath
 
 from effnet_jax import files
 from effnet_jax.cache import cache_folder, one_at_a_time
-from effnet_jax.errors import WeightsError
-from effnet_jax.weights.fetch import NotFetched, Told, fetch
+from effnet_jax.errors import CheckpointError, WeightsError
+from effnet_jax.weights.fetch import NotFetched, Told, fetch, remember
+from effnet_jax.weights.hub import HUB
 from effnet_jax.weights.published import Published, Source, find_published, get_published
 
 Bar = Callable[[str], Told]  # from what is fetched to who hears of it
@@ -51,14 +51,26 @@ def weights_dir(name: epath.PathLike, *, bar: Bar = show_bar) -> epath.Path:
       WeightsError: weights of this name are not in the cache and cannot be fetched: what to put where; or the name is
         not known.
     """
-    path = files.as_path(name)
     text = os.fspath(name)
+    found = find_published(text)
+    if text.startswith(HUB):
+        if found is None:
+            raise WeightsError(
+                f"{text} is none of the published weights: python -m effnet_jax.port {text} OUT, and give OUT"
+            )
+        return epath.Path(get_weights(found, bar=bar))
+    path = files.as_path(name)
     if not files.is_local(path) or path.exists():
         return path
-    found = find_published(text)
     if found is None and ("/" in text or os.sep in text):
         return path  # whoever reads it says that it is not there
-    return epath.Path(get_weights(found or get_published(text), bar=bar))
+    if found is None:
+        try:
+            get_published(text)
+        except WeightsError as error:
+            raise WeightsError(f"there is no weights dir {text}, and {error}") from None
+    assert found is not None
+    return epath.Path(get_weights(found, bar=bar))
 
 
 def place_of(published: Published) -> Path:
@@ -87,9 +99,18 @@ def get_weights(published: Published, *, bar: Bar = show_bar) -> Path:
                 continue
             from effnet_jax.weights.port import port_checkpoint
 
-            port_checkpoint(file, place, variant=published.variant, published=published)
+            try:
+                port_checkpoint(file, place, variant=published.variant, published=published)
+            except CheckpointError as error:
+                if not fetched:
+                    raise CheckpointError(f"{error}\n({file} was found here: remove it to have it fetched)") from None
+                file.unlink()  # such as a page that asks to log in
+                reasons.append(f"{source.url}: {error}")
+                continue
             if fetched:
-                file.unlink(missing_ok=True)
+                if not source.sha256:
+                    remember(source.url, file)
+                file.unlink()
             return place
     raise WeightsError(_what_to_do(published, reasons))
 
@@ -128,10 +149,3 @@ def _what_to_do(published: Published, reasons: list[str]) -> str:
     lines.append("fetch one of these where there is a network, and put it here as it is:")
     lines += [f"  {s.url}\n    -> {_download(published, s)}" for s in published.sources if s.url]
     return "\n".join(lines)
-
-
-def forget(published: Published) -> None:
-    """Removes weights from the cache."""
-    for folder in (place_of(published), cache_folder("downloads", published.name)):
-        if folder.exists():
-            shutil.rmtree(folder)

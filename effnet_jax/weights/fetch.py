@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from effnet_jax import files
-from effnet_jax.cache import cache_folder
+from effnet_jax.cache import cache_folder, one_at_a_time
 from effnet_jax.errors import WeightsError
 
 Told = Callable[[int, int], None]  # bytes that are there, bytes in all (0: not known)
@@ -32,7 +32,7 @@ def fetch(url: str, place: Path, *, sha256: str = "", told: Told = lambda done, 
     Args:
       url: where it is.
       place: where to put it; it is there whole or not at all.
-      sha256: how its SHA-256 begins, where that is known; else the one of the first time it was fetched is asked for.
+      sha256: how its SHA-256 begins, where that is known; else that of the file that was good before (`remember`).
       told: hears how far it is.
 
     Returns:
@@ -102,18 +102,29 @@ def _go_on(url: str, partial: Path, told: Told) -> None:
 
 def _check(url: str, partial: Path, sha256: str) -> None:
     """Compares a file's SHA-256 with what is known of it."""
-    with open(partial, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    memory = cache_folder(_CHECKSUMS)
-    try:
-        known = json.loads(memory.read_text())
-    except (OSError, ValueError):
-        known = {}
-    expected = sha256 or known.get(url, "")
+    found, expected = _sha256(partial), sha256 or _known().get(url, "")
     if not found.startswith(expected):
         partial.unlink()
-        whose = "it is published with" if sha256 else "it had when it was first fetched"
+        whose = (
+            "it is published with" if sha256 else f"the one that was good before had (in {cache_folder(_CHECKSUMS)})"
+        )
         raise NotFetched(f"{url}: its SHA-256 is {found}, and {whose} {expected}")
-    if not sha256 and url not in known:
-        files.make_folder(memory.parent)
-        files.write_json(memory, {**known, url: found})
+
+
+def remember(url: str, file: Path) -> None:
+    """Has every later download of an address be this file: it has turned out to be good."""
+    memory = cache_folder(_CHECKSUMS)
+    with one_at_a_time(memory):
+        files.write_json(memory, {**_known(), url: _sha256(file)})
+
+
+def _known() -> dict[str, str]:
+    try:
+        return dict(json.loads(cache_folder(_CHECKSUMS).read_text()))
+    except (OSError, ValueError):
+        return {}
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -50,7 +50,7 @@ class KerasFile(Checkpoint):
             self.keep(file)
             if "model_config" in file.attrs:
                 config = json.loads(file.attrs["model_config"])
-            self._arrays = dict(_arrays(h5py, file.get("model_weights", file)))
+            self._arrays = dict(_arrays(h5py, _root(h5py, file)))
             for name, array in self._arrays.items():
                 if array.size * array.dtype.itemsize > self._room or array.is_virtual or array.external:
                     raise ArchiveError(f"{name} is not in the file, or many times its size")
@@ -104,14 +104,32 @@ class KerasFile(Checkpoint):
         )
 
 
+def _root(h5py: Any, file: Any) -> Any:
+    """Where the arrays are: in the file itself, or in a whole model's `model_weights`."""
+    link = file.get("model_weights", getlink=True, default=None)
+    if link is not None and not isinstance(link, h5py.HardLink):
+        raise ArchiveError("model_weights is a link")
+    return file if link is None else file["model_weights"]
+
+
 def _arrays(h5py: Any, root: Any) -> Iterator[tuple[str, Any]]:
     """Yields name and array of all that is stored, by layers' names where the file has them."""
-    named = {name: group for name, group in root.items() if "weight_names" in group.attrs}
+
+    def inside(group: Any, path: str) -> Any:
+        """What lies at a path, no part of which is a link."""
+        for part in path.split("/"):
+            if not isinstance(group.get(part, getlink=True), h5py.HardLink):
+                raise ArchiveError(f"{part} of {path} is a link, or missing")
+            group = group[part]
+        return group
+
+    groups = {name: inside(root, name) for name in root if isinstance(root.get(name, getlink=True), h5py.HardLink)}
+    named = {name: group for name, group in groups.items() if "weight_names" in group.attrs}
     for group in named.values():
         for stored in group.attrs["weight_names"]:
             full = stored.decode() if isinstance(stored, bytes) else str(stored)
             # A network within a network is a layer whose weights have their own layers' names.
-            yield "/".join(full.partition(":")[0].split("/")[-2:]), group[full]
+            yield "/".join(full.partition(":")[0].split("/")[-2:]), inside(group, full)
     if named:
         return
 

@@ -89,13 +89,14 @@ def port_checkpoint(
         digest = pool.submit(checkpoint.sha256)
         variables = pool.submit(read_variables, checkpoint, plan)
         # JAX and orbax take a second to import: a mistake is told before, and the files are read meanwhile.
-        from effnet_jax.weights.store import write_weights
+        from effnet_jax.weights.store import write_weights_alone
 
         metadata = Metadata(
             variant=plan.variant.name,
             family=described.family,
             normalization=described.normalization,
             crop=described.crop,
+            evaluation=described.evaluation,
             resize=described.resize,
             resolution=described.resolution,
             num_classes=plan.num_classes,
@@ -112,7 +113,7 @@ def port_checkpoint(
                 "unused": len(plan.unused),
             },
         )
-    return write_weights(out, variables.result(), metadata)
+    return write_weights_alone(out, variables.result(), metadata)
 
 
 def _class_names(num_classes: int, given: Sequence[str] | None, told: Sequence[str], where: str) -> tuple[str, ...]:
@@ -248,7 +249,7 @@ def _check(
     if missing and all(name in classifier for name in missing):
         lines.append("the classifier is missing: port the rest with --notop")
     elif missing and not ema and any(name.endswith(EMA_ENDING) for name in checkpoint.entries):
-        lines.append("some variables have moving averages only: leave --no-ema out")
+        lines.append("some variables have moving averages only: leave --no_ema out")
     elif given:
         lines.append("give another --variant, or leave it out to have it told from the shapes")
     else:

@@ -113,7 +113,7 @@ class TorchFile(Checkpoint):
         super().__init__()
         self.source = path
         self.files = (path,)
-        digest = re.fullmatch(r".*-([0-9a-f]{8})", path.stem)
+        digest = re.fullmatch(r".*-(?!20\d{6}$)([0-9a-f]{8})", path.stem)  # eight digits may be a date
         if digest and not (actual := self.sha256()[path.name]).startswith(digest[1]):
             raise CheckpointError(
                 f"{path} is damaged: its name says that its SHA-256 starts with {digest[1]}, but it is {actual[:8]}…; "

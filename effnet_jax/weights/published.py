@@ -211,8 +211,9 @@ def get_published(name: str) -> Published:
     found = find_published(name)
     if found is None:
         choices = [*table(), *(row.alias for row in table().values())]
+        near = nearest(name, choices)
+        near = f": {near}" if near.startswith("did you mean") else ""  # else all 80 of them
         raise WeightsError(
-            f"there are no published weights {name!r}: {nearest(name, choices)}; all of them: "
-            "python -m effnet_jax.weights list"
+            f"there are no published weights {name!r}{near} (python -m effnet_jax.weights list has all of them)"
         )
     return found

@@ -157,6 +157,8 @@ def _unpack(path: Path, folder: Path) -> list[str]:
                         f"the archive {path} unpacks to many times its size, so it is no published checkpoint: nothing "
                         "was kept on your disk; get it from its source"
                     )
+                if target.exists():
+                    raise CheckpointError(f"the archive {path} holds {member.name!r} twice: get it from its source")
                 with target.open("xb") as file:
                     shutil.copyfileobj(content, file, 1 << 20)
     return members

@@ -4,11 +4,11 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from effnet_jax.errors import VariantError
+from effnet_jax.errors import CheckpointError, VariantError
 from effnet_jax.model.variants import FAMILIES, Family, Variant, get_family
 from effnet_jax.weights.checkpoint import Checkpoint
 from effnet_jax.weights.metadata import imagenet_class_names
-from effnet_jax.weights.published import Published, find_published, table
+from effnet_jax.weights.published import NUM_CLASSES, Published, find_published, table
 
 if TYPE_CHECKING:
     from effnet_jax.weights.port import Plan
@@ -29,12 +29,17 @@ _FAMILY_IN_FOLDER = {
 }
 
 
+# timm's networks of other padding and epsilon, whose tensors have the same names.
+_OTHER_NETWORK = re.compile(r"(?:mixnet|efficientnet(?:v2)?)_(?:b\d|lite\d|l2|e[sml]|rw|cc)")
+
+
 class Described(NamedTuple):
     """What using the weights asks for, as in `Metadata`; `published` is their name in the table, or empty."""
 
     family: str
     normalization: str
     crop: str
+    evaluation: str
     resize: str
     resolution: int
     class_names: tuple[str, ...]
@@ -55,22 +60,26 @@ def describe_source(
 
     Raises:
       VariantError: the scaling of the input is not known; or the family has no such variant.
-      CheckpointError: the file scales its input in a way that is not known.
+      CheckpointError: the file scales its input in a way that is not known, or is of another network.
     """
     about, variant = checkpoint.about, plan.variant
-    published = published or find_published(about.name) or _published_in_name(source, variant)
+    told = about.normalization(str(checkpoint.source))
+    published = published or _published_in_file(checkpoint, plan, told) or _published_in_name(source, plan)
     if published and published.variant == variant.name and family in (None, published.family):
         recipe, names = published.recipe, imagenet_class_names(plan.num_classes)
+        resolution = published.resolution
         return Described(
-            recipe.name, recipe.normalization, recipe.crop, "bicubic", published.resolution, names, published.name
+            recipe.name, recipe.normalization, recipe.crop, "crop", "bicubic", resolution, names, published.name
         )
-    told = about.normalization(str(checkpoint.source))
+    if plan.layout.name == "timm" and not about.name:
+        _check_network(source, variant, family)
     original = _family_in_name(source) is not None and not about.name
     recipe = _family_with(told, variant, source) if told and family is None else choose_family(source, variant, family)
     return Described(
         family=recipe.name,
         normalization=told or recipe.normalization,
         crop=about.crop or recipe.crop,
+        evaluation=about.evaluation or "crop",
         resize=about.resize or "bicubic",
         resolution=about.resolution or choose_resolution(source, variant),
         class_names=about.class_names or (imagenet_class_names(plan.num_classes) if original else ()),
@@ -78,20 +87,54 @@ def describe_source(
     )
 
 
-def _published_in_name(source: Path, variant: Variant) -> Published | None:
-    """The published weights whose file or folder is called so, where that is the name of one alone."""
-    names = {part.name.lower().replace("_", "-") for part in (source.absolute(), source.absolute().parent)}
+def _check_network(source: Path, variant: Variant, family: str | None) -> None:
+    """Raises CheckpointError where tensors under timm's names may be of a network with other padding and epsilon."""
+    name = source.name.lower()
+    if _OTHER_NETWORK.match(name):
+        raise CheckpointError(
+            f"{source} is called like a network of timm's with other padding and batch norm: only tf_efficientnet_* "
+            "have the original's. If it is one of those, call the file so"
+        )
+    if variant.lite and "tf_" not in name and family is None:
+        raise VariantError(
+            f"{source} does not say whether it is of timm's tf_efficientnet_{variant.name} or of its "
+            f"efficientnet_{variant.name}, another network: give --family lite if it is of the first"
+        )
+
+
+def _published_in_file(checkpoint: Checkpoint, plan: "Plan", told: str) -> Published | None:
+    """The published weights that a file says it holds, where all else that it says fits.
+
+    timm keeps the name of the weights that a training began with.
+    """
+    about, found = checkpoint.about, find_published(checkpoint.about.name)
+    if found is None or plan.num_classes not in (0, NUM_CLASSES) or about.class_names:
+        return None
+    lite = found.recipe.name == "lite"  # which timm scales, and sizes, otherwise
+    fits = told in ("", found.recipe.normalization, "advprop" if lite else "")
+    fits = fits and (lite or about.resolution in (0, found.resolution)) and about.crop in ("", found.recipe.crop)
+    return found if fits and about.evaluation != "resize" else None
+
+
+def _published_in_name(source: Path, plan: "Plan") -> Published | None:
+    """The published weights whose file or folder is called so, where that is the name of one recipe's alone."""
+    if plan.num_classes not in (0, NUM_CLASSES):
+        return None
+    source = source.absolute()
+    names = {_stem(part.name) for part in (source, source.parent)}
+    bare = f"efficientnet-{plan.variant.name}"  # several recipes', or a folder of anybody's; but for Lite's own archive
+    if not (plan.variant.lite and source.name == f"{bare}.tar.gz"):
+        names.discard(bare)
     found = [
         row
         for row in table().values()
-        if row.variant == variant.name
-        and any(_stem(place.file) & (names | {name.removesuffix(".tar.gz") for name in names}) for place in row.sources)
+        if row.variant == plan.variant.name and any(_stem(place.file) in names for place in row.sources)
     ]
     return found[0] if len(found) == 1 else None
 
 
-def _stem(file: str) -> set[str]:
-    return {file.lower().replace("_", "-").removesuffix(".tar.gz")}
+def _stem(file: str) -> str:
+    return file.lower().replace("_", "-").removesuffix(".tar.gz")
 
 
 def _family_with(normalization: str, variant: Variant, source: Path) -> Family:

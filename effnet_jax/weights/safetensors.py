@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from effnet_jax.choices import RESIZES
 from effnet_jax.errors import CheckpointError
 from effnet_jax.weights.about import About
 from effnet_jax.weights.checkpoint import Checkpoint, Entry, needs
@@ -69,16 +70,18 @@ def about_timm(path: Path) -> About:
             f"{path} says that the weights are of timm's {architecture}: only tf_efficientnet_* have the original's "
             "padding and batch norm, and the same tensors in another network give other numbers"
         )
-    given: dict[str, Any] = {**config, **config.get("pretrained_cfg", {})}
-    names = given.get("label_names") or ()
     try:
+        given: dict[str, Any] = {**config, **(config.get("pretrained_cfg") or {})}
+        names = given.get("label_names") or ()
+        ours = dict(given.get("effnet_jax") or {})  # what timm has no word for
         size = int(given["input_size"][-1]) if given.get("input_size") else 0
         return About(
             name=f"{architecture}.{given['tag']}" if given.get("tag") else architecture,
             scaling=(_levels(given["mean"]), _levels(given["std"])) if "mean" in given and "std" in given else None,
             resolution=size,
             crop=_crop_rule(float(given["crop_pct"]), size) if size and given.get("crop_pct") else "",
-            resize="antialias",
+            evaluation="resize" if given.get("crop_mode") == "squash" else "crop",
+            resize=ours["resize"] if ours.get("resize") in RESIZES else "antialias",
             class_names=tuple(map(str, names.values() if isinstance(names, dict) else names)),
         )
     except (TypeError, ValueError, KeyError) as error:

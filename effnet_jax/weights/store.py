@@ -46,17 +46,29 @@ def write_weights(path: epath.PathLike, variables: Mapping[str, Any], metadata: 
     """
     with hosts.agree("the output is free"):
         place = check_output(path)
-    leaves = {name: _to_host(leaf) for name, leaf in _flatten(variables)}
-    _check_shapes({name: leaf.shape for name, leaf in leaves.items()}, metadata, str(path))
-    metadata = dataclasses.replace(
-        metadata,
-        versions=current_versions(),
-        checksums={name: _checksum(leaf) for name, leaf in leaves.items()},
-    )
+    leaves, metadata = _gathered(path, variables, metadata)
     with hosts.agree("the weights dir is written"):
         if hosts.is_first():
             _write(place, _nest(leaves), metadata)
     return metadata
+
+
+def write_weights_alone(path: epath.PathLike, variables: Mapping[str, Any], metadata: Metadata) -> Metadata:
+    """`write_weights` by this process, whatever others do: each may fill a cache of its own. Not for sharded arrays."""
+    place = check_output(path)
+    leaves, metadata = _gathered(path, variables, metadata)
+    _write(place, _nest(leaves), metadata)
+    return metadata
+
+
+def _gathered(
+    path: epath.PathLike, variables: Mapping[str, Any], metadata: Metadata
+) -> tuple[dict[str, np.ndarray], Metadata]:
+    """Returns whole arrays on this host by their paths, checked, and the metadata with their checksums."""
+    leaves = {name: _to_host(leaf) for name, leaf in _flatten(variables)}
+    _check_shapes({name: leaf.shape for name, leaf in leaves.items()}, metadata, str(path))
+    checksums = {name: _checksum(leaf) for name, leaf in leaves.items()}
+    return leaves, dataclasses.replace(metadata, versions=current_versions(), checksums=checksums)
 
 
 def _write(path: epath.Path, tree: Variables, metadata: Metadata) -> None:

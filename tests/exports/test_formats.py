@@ -1,5 +1,6 @@
 """Every format: what is written comes back bit for bit, and says how pixels are scaled."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -8,11 +9,11 @@ import jax
 import numpy as np
 import pytest
 
-from effnet_jax.errors import ConfigError, WeightsError
+from effnet_jax.errors import CheckpointError, ConfigError, VariantError, WeightsError
 from effnet_jax.export import FORMATS, export
 from effnet_jax.model.variants import NORMALIZATIONS
 from effnet_jax.weights.port import port_checkpoint
-from effnet_jax.weights.store import load_weights, read_weights
+from effnet_jax.weights.store import load_weights, read_weights, write_weights
 
 pytest.importorskip("safetensors")
 pytest.importorskip("h5py")
@@ -55,13 +56,65 @@ def test_timms_config_says_what_the_weights_ask_for(weights, tmp_path):
 
 def test_a_file_of_another_network_of_timm_is_refused(weights, tmp_path):
     """The same tensors, other padding and epsilon: what no name tells, its config.json does."""
-    from effnet_jax.errors import CheckpointError
-
     export(weights("b0"), tmp_path / "out", form="timm")
     path = tmp_path / "out" / "config.json"
     path.write_text(path.read_text().replace("tf_efficientnet_b0", "efficientnet_b0"))
     with pytest.raises(CheckpointError, match="timm's efficientnet_b0: only tf_efficientnet_"):
         port_checkpoint(tmp_path / "out", tmp_path / "back")
+
+
+def edited(folder, **keys):
+    """Changes timm's config.json; keys of `pretrained_cfg` are those with an underscore before them."""
+    config = json.loads((folder / "config.json").read_text())
+    for key, value in keys.items():
+        (config["pretrained_cfg"] if key[0] == "_" else config)[key.lstrip("_")] = value
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_a_fine_tuned_model_of_timm_is_not_the_published_one(weights, tmp_path):
+    """timm keeps the tag of the weights that a training began with."""
+    out = tmp_path / "out"
+    export(weights("b0"), out, form="timm")
+    edited(out, _tag="ns_jft_in1k")
+    assert port_checkpoint(out, tmp_path / "published").source["published"] == "noisy_student_b0"
+    for number, keys in enumerate(
+        (
+            {"_mean": [0.5] * 3, "_std": [0.5] * 3},
+            {"_input_size": [3, 320, 320]},
+            {"_crop_pct": 1.0},
+            {"label_names": [f"mine {i}" for i in range(1000)]},
+        )
+    ):
+        export(weights("b0"), tmp_path / f"{number}", form="timm")
+        edited(tmp_path / f"{number}", _tag="ns_jft_in1k", **keys)
+        metadata = port_checkpoint(tmp_path / f"{number}", tmp_path / f"back{number}")
+        assert metadata.source["published"] == ""
+        names = keys.get("label_names", [""])
+        assert (metadata.class_names or ("",))[0] == names[0]
+        assert metadata.normalization == ("advprop" if "_mean" in keys else "imagenet")
+        assert metadata.resolution == (320 if "_input_size" in keys else 224)
+
+
+def test_how_images_are_seen_survives_a_round_trip(weights, tmp_path):
+    variables, metadata = read_weights(weights("b0"))
+    for evaluation, resize in (("resize", "antialias"), ("crop", "bicubic"), ("crop", "antialias")):
+        place = tmp_path / f"{evaluation}_{resize}"
+        write_weights(place, variables, dataclasses.replace(metadata, evaluation=evaluation, resize=resize))
+        export(place, tmp_path / f"{place.name}_timm", form="timm")
+        back = port_checkpoint(tmp_path / f"{place.name}_timm", tmp_path / f"{place.name}_back")
+        assert (back.evaluation, back.resize) == (evaluation, resize)
+
+
+def test_a_file_that_is_called_like_another_network(weights, tmp_path):
+    export(weights("lite0"), tmp_path / "out", form="timm")
+    (tmp_path / "out" / "config.json").unlink()
+    file = tmp_path / "out" / "model.safetensors"
+    for name, error in (("efficientnet_lite0_ra-37913777", CheckpointError), ("mine", VariantError)):
+        other = tmp_path / f"{name}.safetensors"
+        other.write_bytes(file.read_bytes())
+        with pytest.raises(error, match="other padding and batch norm|another network"):
+            port_checkpoint(other, tmp_path / "back")
+    assert port_checkpoint(other, tmp_path / "back", family="lite").class_names == ()
 
 
 LOAD = """

@@ -83,6 +83,11 @@ def test_a_link_to_another_file_is_refused(written, tmp_path):
         file["layers/conv2d/vars/0"] = h5py.ExternalLink(str(path), "/layers/conv2d/vars/0")
     with pytest.raises(CheckpointError, match="is a link"):
         open_checkpoint(tmp_path / "m.weights.h5")
+    with h5py.File(tmp_path / "m.h5", "w") as file:
+        file.create_group("stem_conv").attrs["weight_names"] = ["stem_conv/kernel:0"]
+        file["stem_conv/stem_conv/kernel:0"] = h5py.ExternalLink(str(path), "/layers/conv2d/vars/0")
+    with pytest.raises(CheckpointError, match="is a link"):
+        open_checkpoint(tmp_path / "m.h5")
 
 
 def test_an_array_that_unpacks_to_many_times_the_file_is_refused(tmp_path):

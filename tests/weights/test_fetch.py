@@ -1,5 +1,6 @@
 """Fetching: broken off and gone on with, another file, no file, no server; and weights by name."""
 
+import dataclasses
 import hashlib
 import http.server
 import os
@@ -97,10 +98,10 @@ def test_what_cannot_be_had_leaves_nothing(server, tmp_path, name, sha256, messa
     assert not os.listdir(tmp_path / "in")
 
 
-def test_a_file_that_changed_since_it_was_first_fetched(server, tmp_path):
-    fetch.fetch(f"{server}/a", tmp_path / "file")
+def test_a_file_that_changed_since_one_was_good(server, tmp_path):
+    fetch.remember(f"{server}/a", fetch.fetch(f"{server}/a", tmp_path / "file"))
     Handler.content = CONTENT[::-1]
-    with pytest.raises(NotFetched, match="and it had when it was first fetched"):
+    with pytest.raises(NotFetched, match="and the one that was good before had"):
         fetch.fetch(f"{server}/a", tmp_path / "again")
     fetch.fetch(f"{server}/a", tmp_path / "again", sha256=hashlib.sha256(CONTENT[::-1]).hexdigest()[:8])
 
@@ -141,6 +142,26 @@ def test_weights_by_name_are_made_once_and_kept(lite, tmp_path):
     assert effnet_jax.load_weights("test_lite0")[2].class_names[0] == "tench"
     assert len(Handler.asked) == asked
     assert os.listdir(tmp_path / "cache" / "downloads" / "test_lite0") == []  # what was fetched is ported and gone
+
+
+def test_a_page_instead_of_a_file_is_not_kept(lite, server, tmp_path, monkeypatch):
+    """A server that asks to log in answers with a page and no error: the next source is tried, and then all anew."""
+    page = Source("page.safetensors", f"{server}/a")
+    row = dataclasses.replace(lite, sources=(page, *lite.sources))
+    good, Handler.content = Handler.content, b"<html>log in</html>"
+    with pytest.raises(WeightsError, match=r"(?s)page.*could not be fetched|is no .safetensors"):
+        by_name.get_weights(row)
+    assert not list((tmp_path / "cache" / "downloads").rglob("*.safetensors"))
+    Handler.content = good
+    assert by_name.get_weights(row).is_dir()
+
+
+def test_a_name_that_is_neither_a_folder_nor_published(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WeightsError, match="there is no weights dir my_weights, and there are no published weights"):
+        by_name.weights_dir("my_weights")
+    with pytest.raises(WeightsError, match="hf://me/mine is none of the published weights: python -m effnet_jax.port"):
+        by_name.weights_dir("hf://me/mine")
 
 
 GET = """

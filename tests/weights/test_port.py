@@ -71,7 +71,7 @@ def test_a_checkpoint_with_averages_only(make_arrays, memory_checkpoint):
     """So are the published files of l2."""
     checkpoint = memory_checkpoint(make_arrays("b0", raw=False, slots=False))
     assert port.plan_port(checkpoint).averaged == 311
-    with pytest.raises(CheckpointError, match="moving averages only: leave --no-ema out"):
+    with pytest.raises(CheckpointError, match="moving averages only: leave --no_ema out"):
         port.plan_port(checkpoint, ema=False)
 
 

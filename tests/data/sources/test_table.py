@@ -18,6 +18,7 @@ OLD = time.time() - 3600
 @pytest.fixture
 def kept(tmp_path, monkeypatch, image_folder):
     """A small folder that was changed long ago, whose listings are kept as those of large ones are."""
+    monkeypatch.delenv("EFFNET_JAX_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(table, "_WORTH_KEEPING", 1)
     root = image_folder()
@@ -141,6 +142,7 @@ def test_no_room_for_it_is_no_reason_to_fail(kept, monkeypatch, tmp_path):
 
 
 def test_a_small_folder_leaves_nothing_behind(image_folder, tmp_path, monkeypatch):
+    monkeypatch.delenv("EFFNET_JAX_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     source = open_folder(str(image_folder()), ["train"]).split("train")
     assert not (tmp_path / "cache").exists()
