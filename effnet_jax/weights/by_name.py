@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -87,6 +88,11 @@ def get_weights(published: Published, *, bar: Bar = show_bar) -> Path:
     place = place_of(published)
     if place.is_dir():
         return place
+    from effnet_jax import hosts
+
+    if hosts.count() > 1:  # each has a cache to fill, but orbax writes as all processes or as the first
+        _in_a_process_of_its_own(published)
+        return place
     with one_at_a_time(place):
         if place.is_dir():  # another process has made it meanwhile
             return place
@@ -113,6 +119,14 @@ def get_weights(published: Published, *, bar: Bar = show_bar) -> Path:
                 file.unlink()
             return place
     raise WeightsError(_what_to_do(published, reasons))
+
+
+def _in_a_process_of_its_own(published: Published) -> None:
+    """Has a process that belongs to no run fill the cache."""
+    command = [sys.executable, "-m", "effnet_jax.weights", "get", published.name]
+    done = subprocess.run(command, env={**os.environ, "JAX_PLATFORMS": "cpu"}, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise WeightsError(done.stderr.rpartition("error: ")[2].strip() or f"{published.name} could not be fetched")
 
 
 def _file_of(published: Published, source: Source, bar: Bar) -> tuple[Path, bool]:

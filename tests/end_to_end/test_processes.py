@@ -45,7 +45,7 @@ def test_weights_by_name_with_two_processes(recipe, tmp_path, caches):
     if caches == "one has them":
         command = [sys.executable, "-m", "effnet_jax.weights", "get", "lite0"]
         subprocess.run(command, env=environments[1], check=True, stdout=subprocess.DEVNULL)
-    flags = ["--config.weights=lite0", "--config.phases[2].epochs=1.0"]
+    flags = ["--config.weights=tf_efficientnet_lite0.in1k", "--config.phases[2].epochs=1.0"]
     runs.run(recipe, tmp_path / "run", processes=2, devices=1, flags=flags, environments=environments)
     assert (tmp_path / "run" / "weights").is_dir()
     assert all((place / "weights" / "lite0" / "metadata.json").is_file() for place in places)
