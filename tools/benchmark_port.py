@@ -21,10 +21,10 @@ from pathlib import Path
 
 import google_crc32c
 import numpy as np
-from bundle_writer import write_bundle
 
 from effnet_jax.errors import run_command
 from effnet_jax.model.variants import get_variant
+from effnet_jax.weights.bundle_writer import write_bundle
 from effnet_jax.weights.layouts import LAYOUTS
 from effnet_jax.weights.layouts.tf1 import EMA_ENDING
 from effnet_jax.weights.readers import open_checkpoint
