@@ -245,9 +245,16 @@ def fuzz(tmp_path, table, count):
             continue
         read += 1
         assert np.array_equal(source.labels, expected.labels)
-        same = (source.images == expected.images).all(axis=(1, 2, 3))
-        assert same.sum() >= len(same) - 4  # a changed byte within a JPEG's coded data gives other pixels
+        # A changed byte within a JPEG's coded data gives other pixels, one in its header may give another size.
+        assert sum(not same(source, expected, index) for index in range(len(expected))) <= 4
     return read
+
+
+def same(source, expected, index):
+    try:
+        return np.array_equal(source[index]["image"], expected[index]["image"])
+    except DataError:
+        return False
 
 
 def test_damaged_parquet_is_an_error_or_read_as_it_was(tmp_path, table):
