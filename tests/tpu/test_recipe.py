@@ -11,11 +11,12 @@ import pytest
 from jax.errors import JaxRuntimeError
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from effnet_jax.errors import ConfigError, EffnetError
+from effnet_jax.errors import ConfigError, EffnetError, WeightsError
 from effnet_jax.tpu import AUTO, recipe
 from effnet_jax.tpu.__main__ import main, parse_arguments
 from effnet_jax.tpu.chips import CHIPS, Topology, parse_topology
-from effnet_jax.tpu.recipe import compile_recipe, misfits
+from effnet_jax.tpu.recipe import _without_weights, compile_recipe, misfits
+from effnet_jax.train.config import default_config
 from effnet_jax.train.programs import PhasePrograms
 
 RECIPE = """\
@@ -236,3 +237,15 @@ def test_a_real_step(recipe_file, tpu_devices):
     assert 1281 * 10 * 4 <= 8 * train["collective_bytes_per_image"] < 1281 * 10 * 4 + 100
     assert {row["unit"] for row in train["dearest"]} & {"stem", "top", "classifier", "block7a"}
     assert not [row for row in train["dearest"] if row["direction"] == "backward" and row["unit"] != "classifier"]
+
+
+def test_weights_by_name_of_another_variant_or_of_no_name():
+    config = default_config()
+    config.variant = "b3"
+    for weights, message in (
+        ("lite0", "weights of lite0, and config.variant is 'b3'"),
+        ("litee0", "did you mean 'lite0'"),
+    ):
+        config.weights = weights
+        with pytest.raises(WeightsError, match=message):
+            _without_weights(config, print)

@@ -191,3 +191,11 @@ def test_a_damaged_compressed_member_is_an_error(tmp_path, dumps):
         (tmp_path / "m.pth").write_bytes(damaged)
         with pytest.raises(CheckpointError):
             TorchFile(tmp_path / "m.pth").read("a")
+
+
+def test_a_date_in_a_name_is_no_digest(tmp_path, dumps):
+    path = write_legacy(
+        tmp_path / "mine-20240115.pth", dumps({"a": FakeTensor("0", ARRAYS["a"])}), {"0": ARRAYS["a"].tobytes()}
+    )
+    with TorchFile(path) as file:
+        assert np.array_equal(file.read("a"), ARRAYS["a"])

@@ -155,3 +155,13 @@ def test_damaged_npz(tmp_path):
     path.write_bytes(data[:500])
     with pytest.raises(CheckpointError, match=r"no \.npz, or damaged"):
         open_checkpoint(path)
+
+
+def test_an_archive_with_a_file_twice(tmp_path):
+    with tarfile.open(tmp_path / "w.tar.gz", "w:gz") as archive:
+        for _ in range(2):
+            info = tarfile.TarInfo("m/model.ckpt.index")
+            info.size = 1
+            archive.addfile(info, io.BytesIO(b"x"))
+    with pytest.raises(CheckpointError, match="holds 'm/model.ckpt.index' twice"):
+        open_checkpoint(tmp_path / "w.tar.gz")

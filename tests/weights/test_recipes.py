@@ -1,5 +1,7 @@
 """What file names say about the weights in them."""
 
+import types
+
 import pytest
 
 from effnet_jax.errors import VariantError
@@ -44,3 +46,23 @@ def test_weights_of_another_size(tmp_path):
     """`…-l2_475` is l2 at 475 pixels."""
     assert recipes.choose_resolution(tmp_path / "noisy_student_efficientnet-l2_475.tar.gz", VARIANTS["l2"]) == 475
     assert recipes.choose_resolution(tmp_path / "noisy_student_efficientnet-l2.tar.gz", VARIANTS["l2"]) == 800
+
+
+@pytest.mark.parametrize(
+    ("path", "variant", "num_classes", "name"),
+    [
+        ("noisy_student_efficientnet-b1.tar.gz", "b1", 1000, "noisy_student_b1"),
+        ("noisy-student-efficientnet-b1/model.ckpt", "b1", 0, "noisy_student_b1"),
+        ("tf_efficientnet_b0_ns-c0e6a31c.pth", "b0", 1000, "noisy_student_b0"),
+        ("efficientnet-lite0.tar.gz", "lite0", 1000, "lite0"),
+        ("noisy_student_efficientnet-b1/model.ckpt", "b1", 10, ""),  # of one's own
+        ("efficientnet-b8/model.ckpt", "b8", 1000, ""),  # a name that only one file has, and any folder may have
+        ("randaug/efficientnet-b8/model.ckpt", "b8", 1000, ""),
+        ("efficientnet-lite0/model.ckpt", "lite0", 1000, ""),
+        ("efficientnet-b0.tar.gz", "b0", 1000, ""),  # three recipes' name
+    ],
+)
+def test_published_weights_that_a_name_tells(tmp_path, path, variant, num_classes, name):
+    plan = types.SimpleNamespace(variant=VARIANTS[variant], num_classes=num_classes)
+    found = recipes._published_in_name(tmp_path / path, plan)
+    assert (found.name if found else "") == name

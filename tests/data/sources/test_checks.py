@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from effnet_jax.data.duplicates import find_equal, find_in_two_splits
 from effnet_jax.data.sources import open_source
@@ -36,6 +37,14 @@ def test_duplicate_files_are_listed(image_folder):
     sources = {role: open_source({"name": str(root)}, role) for role in ("train", "validation", "test")}
     warnings = [warning for warning in find_in_two_splits(sources) if "test/dog/again.jpg" in warning]
     assert len(warnings) == 1 and "train/dog/002.jpg" in warnings[0]
+
+
+def test_images_of_one_colour_are_not_taken_for_one_another(image_folder):
+    root = image_folder()
+    for split, colour in (("train", (10, 20, 30)), ("test", (200, 100, 0))):
+        Image.new("RGB", (50, 40), colour).save(root / split / "dog" / "flat.png")
+    sources = {role: open_source({"name": str(root)}, role) for role in ("train", "test")}
+    assert not [words for words in find_in_two_splits(sources, "similar") if "flat.png" in words]
 
 
 def test_a_class_that_training_never_shows():

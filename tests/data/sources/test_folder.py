@@ -236,3 +236,10 @@ def test_a_file_that_vanishes_is_named(image_folder):
     with pytest.raises(DataError, match="cannot be read: No such file") as error:
         source[0]
     assert path in str(error.value)
+
+
+def test_a_class_with_json_files_beside_its_images_is_no_run_dir(image_folder):
+    root = image_folder()
+    for name in ("config.json", "data.json"):
+        (root / "train" / "cat" / name).write_text("{}")
+    assert len(open_folder(str(root), ["train"]).split("train")) == 8
