@@ -1,4 +1,4 @@
-"""The user's cache: listings of large folders, downloads, published weights in orbax form."""
+"""The user's cache: listings of large folders, compiled programs, published weights."""
 
 import contextlib
 import os
@@ -13,7 +13,8 @@ def cache_folder(*parts: str) -> Path:
       parts: of the path below.
     """
     given = os.environ.get("EFFNET_JAX_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
+    base = os.environ.get("XDG_CACHE_HOME", "")  # one that is not from the root is to be ignored, says its standard
+    base = base if os.path.isabs(base) else "~/.cache"
     return Path(given or os.path.join(base, "effnet_jax")).expanduser().joinpath(*parts)
 
 

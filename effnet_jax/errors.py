@@ -86,6 +86,11 @@ def nearest(name: str, choices: Iterable[str], count: int = 3) -> str:
     return "choose from " + ", ".join(choices)
 
 
+def in_brief(error: BaseException) -> str:
+    """Returns another library's error in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
 def run_command(main: Callable[[], int | None]) -> None:
     """Runs a command's `main`: an `EffnetError` becomes one message on stderr and exit status 2.
 

@@ -22,8 +22,9 @@ from effnet_jax import files
 from effnet_jax.errors import ConfigError, EffnetError, RunError, WeightsError, nearest, run_command
 from effnet_jax.train.rundir.checkpoints import CHECKPOINTS, best_step, list_steps
 from effnet_jax.train.rundir.log import read_rows
-from effnet_jax.train.rundir.snapshot import Damage, flat_leaves, nested, read_checkpoint
+from effnet_jax.train.rundir.snapshot import Damage, flat_leaves, read_checkpoint
 from effnet_jax.train.rundir.workdir import CONFIG, SUMMARY, read_run_json
+from effnet_jax.trees import flatten, nest
 from effnet_jax.weights.by_name import weights_dir
 from effnet_jax.weights.metadata import Metadata, check_output
 from effnet_jax.weights.store import read_weights, write_weights
@@ -78,14 +79,14 @@ def export(
     variables, metadata, figures = _read(source, step, ema)
     if form == WEIGHTS:
         return write_weights(out, variables, metadata)
-    from effnet_jax.exports.base import Weights, flat
+    from effnet_jax.exports.base import Weights
 
     place = check_output(out)
     if not files.is_local(place):
         raise WeightsError(f"{out} is in a bucket: export to a disk, and copy that")
-    name = Path(os.fspath(source)).name
-    name = f"{Path(os.fspath(source)).parent.name}" if name in ("weights", "weights_ema") else name
-    weights = Weights(flat(variables), metadata, name, figures)
+    given = Path(os.fspath(source))
+    name = given.parent.name if given.name in ("weights", "weights_ema") else given.name
+    weights = Weights(flatten(variables), metadata, name, figures)
     module = importlib.import_module(f"effnet_jax.exports.{form}")
     with files.new_folder(place) as folder:
         module.write(weights, Path(folder), **({"input_size": input_size} if form in _PROGRAMS else {}))
@@ -107,7 +108,7 @@ def _read(source: epath.PathLike, step: str | int, ema: bool) -> tuple[Any, Meta
     except Damage as damage:
         others = ", ".join(str(other) for other in list_steps(folder) if other != chosen) or "none"
         raise RunError(f"checkpoint {chosen} of {folder} is damaged ({damage}); others: --step {others}") from damage
-    state = nested(leaves)
+    state = nest(leaves)
     if ema and "ema" not in state:
         raise WeightsError(f"{folder} keeps no moving averages: leave --ema out")
     variables = state["ema"] if ema else {kind: state[kind] for kind in ("params", "batch_stats")}

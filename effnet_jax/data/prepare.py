@@ -4,6 +4,7 @@ Sets that tensorflow-datasets knows are prepared by it, which needs TensorFlow a
 tables are written in the same format (ArrayRecord with `dataset_info.json` and `features.json`), which needs neither.
 """
 
+import collections
 import concurrent.futures
 import dataclasses
 import importlib.util
@@ -121,8 +122,8 @@ def prepare_files(
 
 def _check_names(names: Sequence[str], where: str) -> None:
     """Raises DataError where a file of a name a line would change the names of classes, and so their numbers."""
-    for name in names:
-        if name != name.strip() or not name or len(name.splitlines()) != 1 or list(names).count(name) > 1:
+    for name, times in collections.Counter(names).items():
+        if name != name.strip() or not name or len(name.splitlines()) != 1 or times > 1:
             raise DataError(
                 f"{where} has a class {name!r}, which the format cannot hold: it keeps one name a line, without spaces "
                 "around it, each once. Rename it"

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from effnet_jax.model.variants import NORMALIZATIONS, Variant, get_variant
+from effnet_jax.trees import nest
 from effnet_jax.weights.layouts import LAYOUTS
 from effnet_jax.weights.metadata import Metadata
 
@@ -35,14 +36,7 @@ class Weights:
     @property
     def variables(self) -> dict[str, Any]:
         """The leaves as nested dicts."""
-        tree: dict[str, Any] = {}
-        for path, leaf in self.leaves.items():
-            *folders, last = path.split("/")
-            inner = tree
-            for folder in folders:
-                inner = inner.setdefault(folder, {})
-            inner[last] = leaf
-        return tree
+        return nest(self.leaves)
 
     def stored(self, layout: str) -> dict[str, np.ndarray]:
         """The arrays under another program's names, in its shapes and orders of axes."""
@@ -54,14 +48,3 @@ class Weights:
         """What the network does to pixels from 0 to 1: (what is subtracted, what it is divided by)."""
         mean, scale = NORMALIZATIONS[self.metadata.normalization]
         return tuple(value / 255 for value in mean), tuple(value / 255 for value in scale)
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
-    """Nested mappings of arrays by the paths of their leaves."""
-    leaves: dict[str, np.ndarray] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            leaves |= flat(value, f"{prefix}{key}/")
-        else:
-            leaves[f"{prefix}{key}"] = np.asarray(value)
-    return leaves

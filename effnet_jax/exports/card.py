@@ -4,6 +4,7 @@ from pathlib import Path
 
 from effnet_jax import files
 from effnet_jax.exports.base import Weights
+from effnet_jax.weights.metadata import METADATA_FILE
 from effnet_jax.weights.published import LICENSE, find_published
 
 _SHOWN = 20
@@ -18,6 +19,12 @@ def write_card(weights: Weights, out: Path, library: str) -> None:
       library: of the format, such as `timm`.
     """
     files.write_bytes(out / "README.md", card(weights, library).encode())
+
+
+def write_about(weights: Weights, out: Path, library: str) -> None:
+    """Writes the card, and `metadata.json` for whoever uses a program; arguments as of `write_card`."""
+    files.write_bytes(out / METADATA_FILE, weights.metadata.to_json().encode())
+    write_card(weights, out, library)
 
 
 def card(weights: Weights, library: str) -> str:

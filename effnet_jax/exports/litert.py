@@ -4,7 +4,7 @@ from pathlib import Path
 
 from effnet_jax import files
 from effnet_jax.exports.base import Weights
-from effnet_jax.exports.card import write_card
+from effnet_jax.exports.card import write_about
 from effnet_jax.exports.savedmodel import function
 from effnet_jax.weights.checkpoint import needs
 
@@ -17,5 +17,4 @@ def write(weights: Weights, out: Path, input_size: tuple[int, int] | None = None
     concrete = function(weights, input_size, batch=1).get_concrete_function()
     converter = tensorflow.lite.TFLiteConverter.from_concrete_functions([concrete], tensorflow.Module())
     files.write_bytes(out / FILE, converter.convert())
-    files.write_bytes(out / "metadata.json", weights.metadata.to_json().encode())
-    write_card(weights, out, "litert")
+    write_about(weights, out, "litert")

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from effnet_jax import files
 from effnet_jax.exports.base import Weights
-from effnet_jax.exports.card import write_card
+from effnet_jax.exports.card import write_about
 from effnet_jax.exports.stablehlo import program
 from effnet_jax.weights.checkpoint import needs
 
@@ -17,5 +16,4 @@ def write(weights: Weights, out: Path) -> None:
     side = weights.metadata.resolution
     predict = program(weights, lowering="native")  # it knows plain operations alone
     jax2onnx.to_onnx(predict, inputs=[("B", side, side, 3)], return_mode="file", output_path=str(out / FILE))
-    files.write_bytes(out / "metadata.json", weights.metadata.to_json().encode())
-    write_card(weights, out, "onnx")
+    write_about(weights, out, "onnx")

@@ -3,7 +3,7 @@
 import os
 import re
 
-from effnet_jax.errors import ConfigError, WeightsError
+from effnet_jax.errors import ConfigError, WeightsError, in_brief
 from effnet_jax.weights.checkpoint import needs
 
 
@@ -29,8 +29,7 @@ def push(folder: str | os.PathLike, place: str) -> str:
         hub.create_repo(match[1], exist_ok=True)
         return str(hub.upload_folder(repo_id=match[1], folder_path=os.fspath(folder)))
     except Exception as error:  # its own errors, and those of its HTTP library
-        why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise WeightsError(
-            f"{folder} is written, and could not be uploaded to {place} ({why}): log in with `hf auth login`, and try "
-            f"`hf upload {match[1]} {folder}`"
+            f"{folder} is written, and could not be uploaded to {place} ({in_brief(error)}): log in with "
+            f"`hf auth login`, and try `hf upload {match[1]} {folder}`"
         ) from None

@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from effnet_jax import files
 from effnet_jax.exports.base import Weights
-from effnet_jax.exports.card import write_card
+from effnet_jax.exports.card import write_about
 from effnet_jax.exports.stablehlo import program
 from effnet_jax.weights.checkpoint import needs
 
@@ -23,8 +22,7 @@ def write(weights: Weights, out: Path, input_size: tuple[int, int] | None = None
     module = tensorflow.Module()
     module.predict = function(weights, input_size, batch=None)
     tensorflow.saved_model.save(module, str(out), signatures=module.predict)
-    files.write_bytes(out / "metadata.json", weights.metadata.to_json().encode())
-    write_card(weights, out, "tensorflow")
+    write_about(weights, out, "tensorflow")
 
 
 def function(weights: Weights, input_size: tuple[int, int] | None, batch: int | None) -> Any:

@@ -16,7 +16,7 @@ from effnet_jax import files
 from effnet_jax.data.preprocess import crop_window
 from effnet_jax.data.resize import bicubic_taps
 from effnet_jax.exports.base import Weights
-from effnet_jax.exports.card import write_card
+from effnet_jax.exports.card import write_about
 from effnet_jax.model.efficientnet import create_model
 from effnet_jax.weights.checkpoint import needs
 
@@ -60,8 +60,7 @@ def write(weights: Weights, out: Path, input_size: tuple[int, int] | None = None
     outputs = f"logits [N, {metadata.num_classes}]" if metadata.num_classes else "pooled features"
     loader = _LOADER.format(height=height, width=width, dtype=dtype, outputs=outputs)
     files.write_bytes(out / "load.py", loader.encode())
-    files.write_bytes(out / "metadata.json", metadata.to_json().encode())
-    write_card(weights, out, "jax")
+    write_about(weights, out, "jax")
 
 
 def program(

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from effnet_jax import files, hosts
+from effnet_jax.cache import cache_folder
 from effnet_jax.errors import EffnetError, PathError
 from effnet_jax.train.meter import duration
 
@@ -53,8 +54,7 @@ def keep_programs(place: str) -> str:
 
 def default_folder() -> str:
     """Returns the folder for the compiled programs of all of a user's runs."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return os.path.join(base if os.path.isabs(base) else "~/.cache", "effnet_jax", "xla")
+    return os.fspath(cache_folder("xla"))
 
 
 def _trouble(place: str) -> str:

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from etils import epath
@@ -15,12 +14,10 @@ from effnet_jax.cache import cache_folder, one_at_a_time
 from effnet_jax.errors import CheckpointError, WeightsError
 from effnet_jax.weights.fetch import NotFetched, Told, fetch, remember
 from effnet_jax.weights.hub import HUB
-from effnet_jax.weights.published import Published, Source, find_published, get_published
-
-Bar = Callable[[str], Told]  # from what is fetched to who hears of it
+from effnet_jax.weights.published import Published, Source, find_published, not_published
 
 
-def show_bar(file: str) -> Told:
+def _bar(file: str) -> Told:
     """Shows how far a download is that takes more than two seconds: in one line of a terminal, else now and then."""
     began, shown = time.monotonic(), 2.0
 
@@ -37,13 +34,12 @@ def show_bar(file: str) -> Told:
     return told
 
 
-def weights_dir(name: epath.PathLike, *, bar: Bar = show_bar) -> epath.Path:
+def weights_dir(name: epath.PathLike) -> epath.Path:
     """The weights dir of a path or of a name.
 
     Args:
       name: the path of a weights dir; or where there is no such path the name of published weights, ours
         (`noisy_student_b1`) or timm's (`tf_efficientnet_b1.ns_jft_in1k`).
-      bar: shows how far a download is.
 
     Returns:
       The folder; of a name it is in the cache, where it is put at first use.
@@ -59,19 +55,15 @@ def weights_dir(name: epath.PathLike, *, bar: Bar = show_bar) -> epath.Path:
             raise WeightsError(
                 f"{text} is none of the published weights: python -m effnet_jax.port {text} OUT, and give OUT"
             )
-        return epath.Path(get_weights(found, bar=bar))
+        return epath.Path(get_weights(found))
     path = files.as_path(name)
     if not files.is_local(path) or path.exists():
         return path
-    if found is None and ("/" in text or os.sep in text):
+    if found is not None:
+        return epath.Path(get_weights(found))
+    if "/" in text or os.sep in text:
         return path  # whoever reads it says that it is not there
-    if found is None:
-        try:
-            get_published(text)
-        except WeightsError as error:
-            raise WeightsError(f"there is no weights dir {text}, and {error}") from None
-    assert found is not None
-    return epath.Path(get_weights(found, bar=bar))
+    raise WeightsError(f"there is no weights dir {text}, and {not_published(text)}")
 
 
 def place_of(published: Published) -> Path:
@@ -79,7 +71,7 @@ def place_of(published: Published) -> Path:
     return cache_folder("weights", published.name)
 
 
-def get_weights(published: Published, *, bar: Bar = show_bar) -> Path:
+def get_weights(published: Published) -> Path:
     """Returns the weights dir of published weights, made at first use.
 
     Raises:
@@ -99,7 +91,7 @@ def get_weights(published: Published, *, bar: Bar = show_bar) -> Path:
         reasons = []
         for source in published.sources:
             try:
-                file, fetched = _file_of(published, source, bar)
+                file, fetched = _file_of(published, source)
             except NotFetched as error:
                 reasons.append(str(error))
                 continue
@@ -129,14 +121,14 @@ def _in_a_process_of_its_own(published: Published) -> None:
         raise WeightsError(done.stderr.rpartition("error: ")[2].strip() or f"{published.name} could not be fetched")
 
 
-def _file_of(published: Published, source: Source, bar: Bar) -> tuple[Path, bool]:
+def _file_of(published: Published, source: Source) -> tuple[Path, bool]:
     """The file of a source, and whether it was fetched for this."""
     if source.package:
         return _in_package(source), False
     place = _download(published, source)
     if place.exists():  # put there by hand
         return place, False
-    return fetch(source.url, place, sha256=source.sha256, told=bar(source.file)), True
+    return fetch(source.url, place, sha256=source.sha256, told=_bar(source.file)), True
 
 
 def _download(published: Published, source: Source) -> Path:

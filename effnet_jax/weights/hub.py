@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from effnet_jax.errors import CheckpointError
+from effnet_jax.errors import CheckpointError, in_brief
 from effnet_jax.weights.checkpoint import needs
 
 HUB = "hf://"
@@ -30,8 +30,7 @@ def download(name: str) -> Path:
     try:
         return Path(hub.snapshot_download(match["id"], revision=match["revision"], allow_patterns=list(_FILES)))
     except Exception as error:  # its own errors, and those of its HTTP library
-        why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise CheckpointError(
-            f"{name} could not be fetched ({why}). Without a network: put {' and '.join(_FILES)} of "
+            f"{name} could not be fetched ({in_brief(error)}). Without a network: put {' and '.join(_FILES)} of "
             f"https://huggingface.co/{match['id']} into a folder, and give that"
         ) from None

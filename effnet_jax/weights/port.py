@@ -11,6 +11,7 @@ import numpy as np
 
 from effnet_jax.errors import CheckpointError
 from effnet_jax.model.variants import VARIANTS, Variant, get_family, get_variant
+from effnet_jax.trees import nest
 from effnet_jax.weights.checkpoint import Checkpoint
 from effnet_jax.weights.layouts import LAYOUTS, Layout, Stored, layout_of
 from effnet_jax.weights.layouts.tf1 import EMA_ENDING, is_scope, variant_in_name
@@ -177,14 +178,12 @@ def read_variables(checkpoint: Checkpoint, plan: Plan) -> dict:
     Raises:
       CheckpointError: an array is damaged.
     """
-    variables: dict = {"params": {}, "batch_stats": {}}
-    for row, stored in plan.names.items():
-        array = checkpoint.read(stored).astype(np.float32, copy=False)
-        *folders, leaf = row.tensor.path.split("/")
-        inner = variables
-        for folder in folders:
-            inner = inner.setdefault(folder, {})
-        inner[leaf] = row.decode(array)
+    variables = nest(
+        {
+            row.tensor.path: row.decode(checkpoint.read(stored).astype(np.float32, copy=False))
+            for row, stored in plan.names.items()
+        }
+    )
     for stored in plan.unused:
         checkpoint.verify(stored)
     return variables

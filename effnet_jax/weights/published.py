@@ -210,10 +210,12 @@ def get_published(name: str) -> Published:
     """
     found = find_published(name)
     if found is None:
-        choices = [*table(), *(row.alias for row in table().values())]
-        near = nearest(name, choices)
-        near = f": {near}" if near.startswith("did you mean") else ""  # else all 80 of them
-        raise WeightsError(
-            f"there are no published weights {name!r}{near} (python -m effnet_jax.weights list has all of them)"
-        )
+        raise WeightsError(not_published(name))
     return found
+
+
+def not_published(name: str) -> str:
+    """Says that there are no weights of a name, with the nearest names."""
+    near = nearest(name, [*table(), *(row.alias for row in table().values())])
+    near = f": {near}" if near.startswith("did you mean") else ""  # else all 80 of them
+    return f"there are no published weights {name!r}{near} (python -m effnet_jax.weights list has all of them)"

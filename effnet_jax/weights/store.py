@@ -4,7 +4,7 @@ orbax restores a flipped bit without a word, so each leaf's CRC-32C is kept in t
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -18,6 +18,7 @@ from effnet_jax import files, hosts
 from effnet_jax.errors import WeightsError
 from effnet_jax.model.efficientnet import create_model
 from effnet_jax.model.variants import get_variant
+from effnet_jax.trees import flatten, nest
 from effnet_jax.weights import names
 from effnet_jax.weights.by_name import weights_dir
 from effnet_jax.weights.metadata import METADATA_FILE, Metadata, check_output, current_versions
@@ -49,7 +50,7 @@ def write_weights(path: epath.PathLike, variables: Mapping[str, Any], metadata: 
     leaves, metadata = _gathered(path, variables, metadata)
     with hosts.agree("the weights dir is written"):
         if hosts.is_first():
-            _write(place, _nest(leaves), metadata)
+            _write(place, nest(leaves), metadata)
     return metadata
 
 
@@ -57,7 +58,7 @@ def write_weights_alone(path: epath.PathLike, variables: Mapping[str, Any], meta
     """`write_weights` by this process, whatever others do: each may fill a cache of its own. Not for sharded arrays."""
     place = check_output(path)
     leaves, metadata = _gathered(path, variables, metadata)
-    _write(place, _nest(leaves), metadata)
+    _write(place, nest(leaves), metadata)
     return metadata
 
 
@@ -65,7 +66,7 @@ def _gathered(
     path: epath.PathLike, variables: Mapping[str, Any], metadata: Metadata
 ) -> tuple[dict[str, np.ndarray], Metadata]:
     """Returns whole arrays on this host by their paths, checked, and the metadata with their checksums."""
-    leaves = {name: _to_host(leaf) for name, leaf in _flatten(variables)}
+    leaves = {name: _to_host(leaf) for name, leaf in flatten(variables).items()}
     _check_shapes({name: leaf.shape for name, leaf in leaves.items()}, metadata, str(path))
     checksums = {name: _checksum(leaf) for name, leaf in leaves.items()}
     return leaves, dataclasses.replace(metadata, versions=current_versions(), checksums=checksums)
@@ -149,9 +150,9 @@ def read_weights(path: epath.PathLike) -> tuple[Variables, Metadata]:
         raise WeightsError(f"{path} is damaged: its checksums are not those of {metadata.variant}; {restore}")
     try:
         with ocp.Checkpointer(array_handler(), multiprocessing_options=alone()) as checkpointer:
-            args = _nest(dict.fromkeys(shapes, ocp.RestoreArgs(restore_type=np.ndarray)))
+            args = nest(dict.fromkeys(shapes, ocp.RestoreArgs(restore_type=np.ndarray)))
             restored = checkpointer.restore(folder, args=ocp.args.PyTreeRestore(restore_args=args))
-        leaves = dict(_flatten(restored))
+        leaves = flatten(restored)
     except Exception as error:  # damage shows as nearly any exception of orbax, tensorstore or json
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise WeightsError(f"{path} is damaged ({reason}): {restore}") from error
@@ -159,7 +160,7 @@ def read_weights(path: epath.PathLike) -> tuple[Variables, Metadata]:
     for name, leaf in leaves.items():
         if _checksum(leaf) != metadata.checksums[name]:
             raise WeightsError(f"{path} is damaged: the checksum of {name} is wrong; {restore}")
-    return _nest(leaves), metadata
+    return nest(leaves), metadata
 
 
 def load_weights(
@@ -261,24 +262,3 @@ def _checksum(leaf: np.ndarray) -> str:
     """Returns the CRC-32C of an array's bytes, little-endian in C order, as eight hex digits."""
     raw = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
     return f"{google_crc32c.value(raw):08x}"  # type: ignore[arg-type]
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields path and leaf of nested mappings, the path joined by slashes."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}/")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _nest(leaves: Mapping[str, Any]) -> Variables:
-    """Undoes `_flatten`."""
-    tree: Variables = {}
-    for path, leaf in leaves.items():
-        *folders, name = path.split("/")
-        inner = tree
-        for folder in folders:
-            inner = inner.setdefault(folder, {})
-        inner[name] = leaf
-    return tree

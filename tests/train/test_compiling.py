@@ -23,6 +23,7 @@ def cache(monkeypatch, tmp_path):
     """A function that says where JAX keeps programs; in the beginning nowhere, and the user's folder is a new one."""
     before = {name: getattr(jax.config, name) for name in (FOLDER, XLA_CACHES)}
     jax.config.update(FOLDER, None)
+    monkeypatch.delenv("EFFNET_JAX_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     yield lambda: getattr(jax.config, FOLDER)
     for name, value in before.items():

@@ -14,7 +14,8 @@ import pytest
 
 from effnet_jax.errors import WeightsError
 from effnet_jax.model.variants import VARIANTS
-from effnet_jax.weights import names, store
+from effnet_jax.trees import nest
+from effnet_jax.weights import names
 from effnet_jax.weights.metadata import METADATA_FILE, Metadata, imagenet_class_names
 from effnet_jax.weights.store import load_weights, read_weights, write_weights
 
@@ -37,7 +38,7 @@ METADATA = Metadata(
 def make_variables(variant: str = "lite0", num_classes: int = 5) -> dict:
     random = np.random.default_rng(0)
     shapes = names.parameter_shapes(VARIANTS[variant], num_classes)
-    return store._nest({path: random.random(shape, np.float32) for path, shape in shapes.items()})
+    return nest({path: random.random(shape, np.float32) for path, shape in shapes.items()})
 
 
 @pytest.fixture(scope="module")

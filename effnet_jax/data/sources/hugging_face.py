@@ -24,7 +24,7 @@ from effnet_jax.data.sources.labels_csv import LABELS
 from effnet_jax.data.sources.listing import read_file
 from effnet_jax.data.sources.small import in_memory
 from effnet_jax.data.sources.splits import CALLED, called, parse_split, split_names
-from effnet_jax.errors import DataError
+from effnet_jax.errors import DataError, in_brief
 
 HUB = "hf://"
 _ID = re.compile(r"(datasets/)?(?P<id>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?(:(?P<config>[\w.+-]+))?")
@@ -158,7 +158,7 @@ def _by_split(files: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _not_opened(name: str, error: Exception) -> str:
-    why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    why = in_brief(error)
     if not name.startswith(HUB):
         return f"{name} cannot be opened by Hugging Face's datasets ({why}): copy or save it again"
     match = _ID.fullmatch(name.removeprefix(HUB))
@@ -224,7 +224,8 @@ def _small_shape(records: "ArrowRecords") -> tuple[int, int, int] | None:
     """
     sizes: set[tuple[int, int]] = set()
     for count in (_SAMPLE, _LOOKED_AT):
-        for read in records.read_many(np.unique(np.linspace(0, len(records) - 1, count).astype(int))):
+        for position in np.unique(np.linspace(0, len(records) - 1, count).astype(int)):
+            (read,) = records.read_many(np.array([position]))
             if isinstance(read, DataError):
                 continue
             try:
@@ -293,7 +294,7 @@ class ArrowRecords:
         return (*chunks[chunk], row - (ends[chunk - 1] if chunk else 0))
 
     def id(self, index: int) -> str:
-        """The path that an image had, and its position."""
+        """The position of one row, which is there also where the row is damaged."""
         return f"{self.name}/{index}"
 
     def read_many(self, positions: np.ndarray) -> list[Read]:

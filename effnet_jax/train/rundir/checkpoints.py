@@ -42,12 +42,12 @@ from effnet_jax.train.rundir.snapshot import (
     gathered,
     is_spread,
     matched,
-    nested,
     one_line,
     read_checkpoint,
     seal_files,
 )
 from effnet_jax.train.step.state import TrainState
+from effnet_jax.trees import nest
 from effnet_jax.weights.store import alone, array_handler
 
 CHECKPOINTS = "checkpoints"
@@ -188,7 +188,7 @@ class Checkpoints:
         self._claim.check()
         files.check_space(self.folder, _bytes(leaves), "a checkpoint")
         record = sealed({**record, "checksums": checksums(leaves)})
-        args = ocp.args.Composite(state=ocp.args.PyTreeSave(nested(leaves)), record=ocp.args.JsonSave(record))
+        args = ocp.args.Composite(state=ocp.args.PyTreeSave(nest(leaves)), record=ocp.args.JsonSave(record))
         self._writing = step
         with self._failure_told(step):
             self._manager.save(step, args=args)

@@ -184,18 +184,6 @@ def _key(part: Any) -> Any:
     return next(getattr(part, name) for name in ("key", "name", "idx") if hasattr(part, name))
 
 
-def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns nested dicts out of leaves by path."""
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        *folders, name = path.split("/")
-        node = tree
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        node[name] = leaf
-    return tree
-
-
 def checksums(leaves: Mapping[str, np.ndarray]) -> dict[str, str]:
     """Returns shape, type and CRC-32 of each leaf."""
     plain = plain_checksums(leaves)

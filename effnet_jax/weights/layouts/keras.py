@@ -42,11 +42,10 @@ class Keras(Layout):
         return bool(_NORMALIZATION.fullmatch(name))
 
 
-class KerasNumbered(Layout):
+class KerasNumbered(Keras):
     """By the kinds and numbers of layers."""
 
     name = "keras3"
-    program = "keras.applications"
 
     def recognises(self, stored: Iterable[str]) -> bool:
         return {"layers/conv2d/vars/0", "layers/depthwise_conv2d/vars/0"} <= set(stored)
@@ -64,9 +63,6 @@ class KerasNumbered(Layout):
             number = list(_NORM_LEAVES.values()).index(leaf) if row.is_norm else ("kernel", "bias").index(leaf)
             rows.append(Stored(row, f"layers/{layers[layer]}/vars/{number}", _by_name(row).shape))
         return tuple(rows)
-
-    def is_bookkeeping(self, name: str) -> bool:
-        return bool(_NORMALIZATION.fullmatch(name))
 
 
 def _by_name(row: names.Tensor) -> Stored:

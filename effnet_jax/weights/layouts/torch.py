@@ -5,6 +5,7 @@ Sources: `timm/models/_efficientnet_blocks.py` and `efficientnet.py`, `efficient
 `efficientnet_*` have the same names with other padding and epsilon, which no name tells.
 """
 
+import abc
 from collections.abc import Iterable, Mapping
 
 from effnet_jax.model.variants import Variant
@@ -34,8 +35,9 @@ class _Torch(Layout):
         shape = tuple(row.shape[axes.index(axis)] for axis in range(len(axes))) if axes else row.shape
         return Stored(row, f"{self._layer(row, place)}.{_LEAVES[row.leaf]}", shape, axes)
 
+    @abc.abstractmethod
     def _layer(self, row: names.Tensor, place: names.Place | None) -> str:
-        raise NotImplementedError
+        """What they call a layer."""
 
     def collect(self, entries: Mapping[str, Entry], where: str, ema: bool) -> Collected:
         del where, ema
