@@ -19,6 +19,7 @@ from effnet_jax.weights.hub import HUB, download
 from effnet_jax.weights.pth import TorchFile
 from effnet_jax.weights.safetensors import SafetensorsFile
 from effnet_jax.weights.tensor_bundle import INDEX_ENDING, TensorBundle, index_path
+from effnet_jax.weights.tfjs import FILE, GraphModelFile
 
 __all__ = ["Checkpoint", "NumpyFile", "open_checkpoint"]
 
@@ -27,7 +28,7 @@ _TENSORS = "model.safetensors"
 _DATA = re.compile(r"\.data-\d{5}-of-\d{5}$")
 KINDS = (
     "a checkpoint's prefix (…/model.ckpt) or folder, the published .tar.gz, an .npz of arrays under TensorFlow's "
-    "names, timm's .safetensors or its folder, a .pth, or Keras' .h5, .weights.h5 or .keras"
+    "names, timm's .safetensors or its folder, a .pth, Keras' .h5, .weights.h5 or .keras, or a graph model's model.json"
 )
 
 
@@ -37,7 +38,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Args:
       path: a checkpoint's prefix (or one of its files), its folder, an archive with one checkpoint, an `.npz` of arrays
         under TensorFlow's names, timm's `.safetensors`, the folder with it or its hub id (`hf://…`), a `.pth` with a
-        state dict, or a file of Keras (`.h5`, `.weights.h5`, `.keras`).
+        state dict, a file of Keras (`.h5`, `.weights.h5`, `.keras`), or the `model.json` of a graph model of
+        TensorFlow.js or its folder.
 
     Returns:
       Its arrays, not yet read.
@@ -49,8 +51,11 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         path = download(str(path))
     path = Path(path).expanduser()
     if path.is_dir():
-        tensors = path / _TENSORS  # a folder as on Hugging Face's hub
-        return SafetensorsFile(tensors) if tensors.is_file() else TensorBundle(_prefix_in_folder(path))
+        if (path / _TENSORS).is_file():  # a folder as on Hugging Face's hub
+            return SafetensorsFile(path / _TENSORS)
+        if (path / FILE).is_file():
+            return GraphModelFile(path / FILE)
+        return TensorBundle(_prefix_in_folder(path))
     name = path.name
     if path.is_file():
         if name.endswith(_ARCHIVES):
@@ -63,6 +68,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             return SafetensorsFile(path)
         if path.suffix in (".h5", ".keras", ".hdf5"):
             return KerasFile(path)
+        if path.suffix == ".json":
+            return GraphModelFile(path)
     for ending in (re.escape(INDEX_ENDING) + "$", _DATA.pattern, r"\.meta$"):
         name = re.sub(ending, "", name)
     prefix = path.with_name(name)

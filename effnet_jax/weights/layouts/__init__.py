@@ -5,11 +5,14 @@ from collections.abc import Collection
 from effnet_jax.weights.layouts.base import Collected, Layout, Stored
 from effnet_jax.weights.layouts.keras import Keras, KerasNumbered
 from effnet_jax.weights.layouts.tf1 import TF1
+from effnet_jax.weights.layouts.tfjs import GraphModel
 from effnet_jax.weights.layouts.torch import Lukemelas, Timm
 
 __all__ = ["LAYOUTS", "Collected", "Layout", "Stored", "layout_of"]
 
-LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (TF1(), Timm(), Lukemelas(), Keras(), KerasNumbered())}
+LAYOUTS: dict[str, Layout] = {
+    layout.name: layout for layout in (TF1(), Timm(), Lukemelas(), Keras(), KerasNumbered(), GraphModel())
+}
 
 
 def layout_of(stored: Collection[str]) -> Layout | None:
