@@ -16,7 +16,7 @@ from effnet_jax.errors import CheckpointError
 from effnet_jax.weights.about import About
 from effnet_jax.weights.checkpoint import Checkpoint, Entry
 from effnet_jax.weights.graph import GraphError, Layer, Node, names_of, parse_nodes, read_chain
-from effnet_jax.weights.layouts.tfjs import CONSTANTS
+from effnet_jax.weights.layouts.tfjs import CONSTANTS, EXTRA
 
 FILE = "model.json"
 _DTYPES = {"float32": "<f4", "int32": "<i4", "bool": "?"}
@@ -83,7 +83,7 @@ class GraphModelFile(Checkpoint):
         for name, weight in self._weights.items():
             if name not in layers:
                 plain = weight.dtype != "float32" or name in chain.before
-                found[f"{CONSTANTS}{name}" if plain else name] = name
+                found[f"{CONSTANTS if plain else EXTRA}{name}"] = name
         self.about = About(scaling=chain.scaling, resolution=chain.side)  # type: ignore[arg-type]
         self.entries = {name: self._entry_of(array) for name, array in found.items()}
         return found

@@ -4,6 +4,7 @@ Converters fold batch norm into the convolution before it. Such a layer has a ke
 bias; the reader adds a scale of 1, a mean of 0 and the variance that a batch norm multiplies by exactly 1 with.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 
 from effnet_jax.model.variants import Variant
@@ -13,6 +14,7 @@ from effnet_jax.weights.graph import layer_name
 from effnet_jax.weights.layouts.base import Collected, Layout, Stored
 
 CONSTANTS = "constants/"  # numbers that are no weights: shapes, axes, the image's scaling
+EXTRA = "extra/"  # numbers that no layer takes
 
 
 class GraphModel(Layout):
@@ -36,17 +38,20 @@ class GraphModel(Layout):
     def collect(self, entries: Mapping[str, Entry], where: str, ema: bool) -> Collected:
         del where, ema
         unused = [name for name in entries if self.is_bookkeeping(name)]
-        taken = {_without_number(name): name for name in entries if not self.is_bookkeeping(name)}
-        return Collected(taken, unused, [])
+        taken: dict[str, str] = {}
+        unexpected = []
+        for name in entries:
+            if self.is_bookkeeping(name):
+                continue
+            known = re.sub(r"^\d+_dense(?=/)", "classifier", name)  # the same in all variants
+            if name.startswith(EXTRA) or known in taken:
+                unexpected.append(name)
+            else:
+                taken[known] = name
+        return Collected(taken, unused, unexpected)
 
     def is_bookkeeping(self, name: str) -> bool:
         return name.startswith(CONSTANTS)
-
-
-def _without_number(name: str) -> str:
-    """The classifier's has none."""
-    layer, leaf = name.rsplit("/", 1)
-    return f"classifier/{leaf}" if layer.endswith("_dense") else name
 
 
 def _name(row: names.Tensor, variant: Variant, number: int) -> str:
