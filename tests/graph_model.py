@@ -84,6 +84,9 @@ def make_graph(variables: dict, variant_name: str, *, fold: bool = True, scaling
         inputs = [node, graph.constant(kernel)]
         if fold or not norm:
             op = "FusedDepthwiseConv2dNative" if depthwise else "_FusedConv2D"
+            if not np.any(bias):  # optimised away
+                node = graph.add("DepthwiseConv2dNative" if depthwise else "Conv2D", *inputs, **attr)
+                return activated(node) if active else node
             fused = ["BiasAdd"] + ["Relu6"] * (active and not swish and fold)
             attr["fused_ops"] = {"list": {"s": [text(name)["s"] for name in fused]}}
             node = graph.add(op, *inputs, graph.constant(bias), **attr)

@@ -132,12 +132,13 @@ def _leaves(layer: Layer, shapes: dict[str, tuple[int, ...]]) -> dict[str, str |
             raise GraphError(f"the epsilon of a batch norm is {layer.epsilon:g} instead of {_EPSILON:g}")
         leaves |= dict(zip(("scale", "bias", "mean", "var"), layer.norm, strict=True))
         return leaves if not layer.bias else {**leaves, "bias of the convolution": layer.bias}
-    if layer.bias:
-        leaves["bias"] = layer.bias
-        if layer.kind in ("conv", "depthwise"):
-            size = shapes[layer.bias]
-            leaves |= {"scale": np.ones(size, np.float32), "mean": np.zeros(size, np.float32)}
-            leaves["var"] = np.full(size, UNIT_VARIANCE)
+    # A bias of zeros is optimised away by converters, as the addition that it is.
+    *_, inputs, outputs = shapes[layer.kernel]
+    size = inputs * outputs if layer.kind == "depthwise" else outputs
+    leaves["bias"] = layer.bias or np.zeros(size, np.float32)
+    if layer.kind in ("conv", "depthwise"):
+        leaves |= {"scale": np.ones(size, np.float32), "mean": np.zeros(size, np.float32)}
+        leaves["var"] = np.full(size, UNIT_VARIANCE)
     return leaves
 
 

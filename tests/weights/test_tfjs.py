@@ -10,7 +10,7 @@ import pytest
 from effnet_jax.errors import CheckpointError
 from effnet_jax.model.batch_norm import normalise
 from effnet_jax.model.variants import VARIANTS
-from effnet_jax.trees import flatten
+from effnet_jax.trees import flatten, nest
 from effnet_jax.weights.port import plan_port, port_checkpoint, read_variables
 from effnet_jax.weights.readers import open_checkpoint
 from effnet_jax.weights.store import load_weights
@@ -69,6 +69,15 @@ def test_a_network_that_is_not_folded_comes_back_bit_for_bit(values, graphs, tmp
     jax.tree.map(np.testing.assert_array_equal, found, values(variant))
 
 
+def test_biases_of_zeros_are_optimised_away(values, tmp_path):
+    flat = flatten(values("b0"))
+    zeros = [path for path in flat if path.startswith("params/block1a/se_") and path.endswith("/bias")]
+    known = nest({**flat, **{path: np.zeros_like(flat[path]) for path in zeros}})
+    found = read(graph_model.write(tmp_path / "m", graph_model.make_graph(known, "b0", fold=False)))
+    assert len(zeros) == 2
+    jax.tree.map(np.testing.assert_array_equal, found, known)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_variant_is_told(values, variant):
     """From the table of names alone: the large ones take too long to write."""
@@ -88,7 +97,6 @@ class _Broadcast(dict):
     """Values of a variant that take no memory."""
 
     def __init__(self, variant):
-        from effnet_jax.trees import nest
         from effnet_jax.weights.names import parameter_shapes
 
         shapes = parameter_shapes(VARIANTS[variant], 10)
