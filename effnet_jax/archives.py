@@ -5,6 +5,7 @@ room is taken for them.
 """
 
 import contextlib
+import errno
 import math
 import os
 import zipfile
@@ -36,6 +37,15 @@ def most_unpacked(path: Path) -> int:
     return max(_LEAST_UNPACKED, _MOST_TIMES * path.stat().st_size)
 
 
+def is_damage(error: OSError) -> bool:
+    """Whether an error is of the file's content and not of the disk.
+
+    The decompressors' own complaints have no number; EINVAL is a place before the file's begin, which a damaged
+    directory of an archive may name.
+    """
+    return error.errno in (None, errno.EINVAL)
+
+
 class Npz:
     """An `.npz` file. Its arrays are of numbers or texts; objects are refused. A context manager.
 
@@ -52,9 +62,9 @@ class Npz:
         """
         try:
             self._archive = zipfile.ZipFile(path)
-        except OSError:
-            raise
         except Exception as error:  # BadZipFile, and what its parser runs into
+            if isinstance(error, OSError) and not is_damage(error):
+                raise
             raise ArchiveError(str(error)) from None
         self.names = [name.removesuffix(".npy") for name in self._archive.namelist() if name.endswith(".npy")]
 
@@ -105,7 +115,7 @@ def _told(name: str) -> Iterator[None]:
     except ArchiveError as error:
         raise ArchiveError(f"{name}: {error}") from None
     except OSError as error:
-        if error.errno is not None:  # a disk's; the decompressors' own complaints have no number
+        if not is_damage(error):
             raise
         raise ArchiveError(f"{name} is damaged: {error}") from None
     except Exception as error:  # whatever decompressors and parsers make of foreign bytes

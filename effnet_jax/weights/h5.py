@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from effnet_jax.archives import ArchiveError, most_unpacked
+from effnet_jax.archives import ArchiveError, is_damage, most_unpacked
 from effnet_jax.errors import CheckpointError
 from effnet_jax.weights.about import About
 from effnet_jax.weights.checkpoint import Checkpoint, Entry, needs
@@ -61,7 +61,7 @@ class KerasFile(Checkpoint):
             raise
         except Exception as error:  # h5py raises what its C library meets, as nearly any type
             self.close()
-            if isinstance(error, OSError) and error.errno is not None:
+            if isinstance(error, OSError) and not is_damage(error):
                 raise
             raise CheckpointError(f"{path} is no file of Keras, or damaged ({error}): {_AGAIN}") from None
 

@@ -9,6 +9,7 @@ import collections
 import io
 import math
 import pickle
+import pickletools
 import re
 import struct
 import zipfile
@@ -20,7 +21,7 @@ from typing import Any, BinaryIO, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from effnet_jax.archives import most_unpacked
+from effnet_jax.archives import is_damage, most_unpacked
 from effnet_jax.errors import CheckpointError
 from effnet_jax.weights.checkpoint import Checkpoint, Entry
 
@@ -131,9 +132,9 @@ class TorchFile(Checkpoint):
                 f"{path} holds an object of {error}, which is no tensor; for safety only a plain state dict is read: "
                 "save one in PyTorch with torch.save(model.state_dict(), path)"
             ) from None
-        except (OSError, MemoryError):
-            raise
         except Exception as error:  # a damaged pickle raises nearly anything
+            if isinstance(error, OSError) and not is_damage(error):
+                raise
             raise CheckpointError(f"{path} is no PyTorch file, or damaged ({error}): {_DOWNLOAD_AGAIN}") from None
         if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
             raise CheckpointError(
@@ -161,6 +162,11 @@ class TorchFile(Checkpoint):
             return np.empty(tensor.shape, tensor.storage.dtype)
         if reach >= tensor.storage.length or math.prod(tensor.shape) > tensor.storage.length:
             raise CheckpointError(f"{self.source}: {name} reaches beyond its storage: {_DOWNLOAD_AGAIN}")
+        if not _is_dense(tensor):
+            raise CheckpointError(
+                f"{self.source}: {name} is a view of shape {tensor.shape} with strides {tensor.strides}, which are no "
+                f"weights of a network: {_DOWNLOAD_AGAIN}, or save a copy of it (tensor.clone())"
+            )
         numbers = np.frombuffer(self._read_storage(name, tensor.storage), tensor.storage.dtype.newbyteorder("<"))
         strides = [stride * numbers.itemsize for stride in tensor.strides]
         view = np.lib.stride_tricks.as_strided(numbers[tensor.offset :], tensor.shape, strides, writeable=False)
@@ -179,7 +185,9 @@ class TorchFile(Checkpoint):
                     raw = archive.read(place)  # its checksum is verified
             else:
                 raw = b""
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+        except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+            if isinstance(error, OSError) and not is_damage(error):
+                raise
             raise CheckpointError(f"{self.source}: {name} is damaged ({error}): {_DOWNLOAD_AGAIN}") from None
         if len(raw) != size:
             raise CheckpointError(
@@ -189,6 +197,16 @@ class TorchFile(Checkpoint):
         return raw
 
 
+def _is_dense(tensor: _Tensor) -> bool:
+    """Whether each number of a stretch of the storage is one of the tensor's, in any order of the axes."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.strides, tensor.shape, strict=True)):
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True
+
+
 def _read_legacy(path: Path) -> tuple[Any, dict[str, int]]:
     """Returns the state dict, and the position of each storage's numbers."""
     with path.open("rb") as file:
@@ -196,6 +214,7 @@ def _read_legacy(path: Path) -> tuple[Any, dict[str, int]]:
             raise pickle.UnpicklingError("wrong magic number")
         if _load(file).get("little_endian") is not True:
             raise pickle.UnpicklingError("it was written on a big-endian machine")
+        _check_places(file)
         unpickler = _RememberingUnpickler(file)
         state = unpickler.load()
         places = {}
@@ -223,7 +242,20 @@ class _RememberingUnpickler(_TensorUnpickler):
 
 
 def _load(file: BinaryIO) -> Any:
+    _check_places(file)
     return _TensorUnpickler(file).load()
+
+
+def _check_places(file: BinaryIO) -> None:
+    """Raises UnpicklingError where a pickle remembers an object under a number that it cannot have come to.
+
+    The unpickler makes a table that reaches to the highest: five bytes would take 64 GB.
+    """
+    begin = file.tell()
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= int(str(argument)) <= count:
+            raise pickle.UnpicklingError(f"object {argument} after {count} steps")
+    file.seek(begin)
 
 
 def _read_zip(path: Path) -> tuple[Any, dict[str, str]]:

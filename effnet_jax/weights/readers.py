@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from effnet_jax.archives import ArchiveError, Npz, most_unpacked
+from effnet_jax.archives import ArchiveError, Npz, is_damage, most_unpacked
 from effnet_jax.errors import CheckpointError, nearest
 from effnet_jax.weights.checkpoint import Checkpoint, Entry
 from effnet_jax.weights.h5 import KerasFile
@@ -117,7 +117,7 @@ def _open_archive(path: Path) -> Checkpoint:
         except (tarfile.TarError, EOFError, zlib.error, zipfile.BadZipFile) as error:
             raise CheckpointError(f"the archive {path} is damaged or cut off ({error}): download it again") from None
         except OSError as error:
-            if error.errno is not None:  # a full disk and the like; gzip's own complaints have no number
+            if not is_damage(error):  # a full disk and the like
                 raise
             raise CheckpointError(f"the archive {path} is damaged ({error}): download it again") from None
         prefixes = [member.removesuffix(INDEX_ENDING) for member in members if member.endswith(INDEX_ENDING)]

@@ -4,6 +4,7 @@ import collections
 import hashlib
 import io
 import pickle
+import resource
 import shutil
 import struct
 import sys
@@ -199,3 +200,60 @@ def test_a_date_in_a_name_is_no_digest(tmp_path, dumps):
     )
     with TorchFile(path) as file:
         assert np.array_equal(file.read("a"), ARRAYS["a"])
+
+
+def damaged(data: bytes, places: np.ndarray, count: int):
+    """Yields files with up to three bytes changed; each tenth is cut off as well."""
+    random = np.random.default_rng(0)
+    for number in range(count):
+        content = bytearray(data)
+        for place in random.choice(places, random.integers(1, 4)):
+            content[place] = random.integers(256)
+        yield bytes(content[: random.integers(len(content))] if number % 10 == 0 else content)
+
+
+@pytest.mark.parametrize("write", [write_zip, write_legacy])
+@pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.slow)])
+def test_damaged_structure(tmp_path, dumps, write, count):
+    """An error, or the numbers that the file held. In the older format numbers themselves have no checksum."""
+    random = np.random.default_rng(1)
+    arrays = {
+        f"blocks.{number}.conv.weight": random.random((number + 2, 5, 3, 3)).astype(np.float32) for number in range(8)
+    }
+    storages = {str(number): array.tobytes() for number, array in enumerate(arrays.values())}
+    state = collections.OrderedDict((n, FakeTensor(str(k), a)) for k, (n, a) in enumerate(arrays.items()))
+    data = write(tmp_path / "m.pth", dumps(state), storages).read_bytes()
+    places = np.arange(len(data))
+    for raw in storages.values() if write is write_legacy else ():
+        begin = data.find(raw)
+        places = places[(places < begin) | (places >= begin + len(raw))]
+    read, before = 0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for content in damaged(data, places, count):
+        (tmp_path / "m.pth").write_bytes(content)
+        try:
+            with TorchFile(tmp_path / "m.pth") as file:
+                found = {name: file.read(name) for name in file.entries}
+        except CheckpointError:
+            continue
+        read += 1
+        for name in found.keys() & arrays.keys():  # other names and shapes are told by who ports them
+            if found[name].shape == arrays[name].shape:
+                np.testing.assert_array_equal(found[name], arrays[name])
+    assert read < count
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # KiB
+
+
+def test_a_place_in_memory_that_no_pickle_comes_to(tmp_path, dumps):
+    """Five bytes for which the unpickler takes 64 GB."""
+    pickled = dumps({"a": FakeTensor("0", ARRAYS["a"])}).replace(b"q\x00", b"r\xff\xff\xff\xff", 1)
+    for write in (write_zip, write_legacy):
+        path = write(tmp_path / "m.pth", pickled, {"0": ARRAYS["a"].tobytes()})
+        with pytest.raises(CheckpointError, match="object 4294967295 after 2 steps"):
+            TorchFile(path)
+
+
+def test_a_view_with_overlaps_is_no_weight(tmp_path, dumps):
+    tensor = FakeTensor("0", ARRAYS["a"], strides=(1, 1))
+    path = write_zip(tmp_path / "m.pth", dumps({"a": tensor}), {"0": ARRAYS["a"].tobytes()})
+    with TorchFile(path) as file, pytest.raises(CheckpointError, match=r"strides \(1, 1\), which are no weights"):
+        file.read("a")

@@ -1,6 +1,7 @@
 """Opening weights: every kind that is known, and what a wrong path or archive is told."""
 
 import io
+import resource
 import shutil
 import tarfile
 import tempfile
@@ -165,3 +166,35 @@ def test_an_archive_with_a_file_twice(tmp_path):
             archive.addfile(info, io.BytesIO(b"x"))
     with pytest.raises(CheckpointError, match="holds 'm/model.ckpt.index' twice"):
         open_checkpoint(tmp_path / "w.tar.gz")
+
+
+@pytest.mark.parametrize("ending", [".tar", ".tar.gz"])
+@pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.slow)])
+def test_damaged_archives(folder, tmp_path, scratch, ending, count):
+    """An error, or the numbers that the archive held; nothing is left behind."""
+    path = tmp_path / f"w{ending}"
+    with tarfile.open(path, "w:gz" if ending == ".tar.gz" else "w") as archive:
+        for file in sorted(folder.iterdir()):
+            archive.add(file, f"m/{file.name}")
+    with open_checkpoint(path) as checkpoint:
+        known = {name: checkpoint.read(name) for name in checkpoint.entries}
+    data, random, read = path.read_bytes(), np.random.default_rng(0), 0
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for number in range(count):
+        content = bytearray(data)
+        for place in random.integers(len(data), size=random.integers(1, 4)):
+            content[place] = random.integers(256)
+        path.write_bytes(content[: random.integers(len(content))] if number % 10 == 0 else content)
+        try:
+            with open_checkpoint(path) as checkpoint:
+                found = {name: checkpoint.read(name) for name in checkpoint.entries}
+        except CheckpointError:
+            continue
+        finally:
+            assert not list(scratch.iterdir())
+        read += 1
+        assert found.keys() == known.keys()
+        for name, array in known.items():
+            np.testing.assert_array_equal(found[name], array)
+    assert read < count
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # KiB
