@@ -99,12 +99,12 @@ def _window(padded: Array, row: int, column: int, height: int, width: int, strid
     )
 
 
-def _full_cpu(inputs: Array, kernel: Array, stride: int) -> Array:
-    """Patches times the kernel as one matrix product.
+def patches(inputs: Array, size: int, stride: int) -> Array:
+    """What each output of a convolution sees: [N, H, W, in] → [N, H / stride, W / stride, size * size * in].
 
     `stride` pixels of a row that lie side by side are taken as one, so that a patch is gathered from few long pieces.
     """
-    size, _, channels, filters = kernel.shape
+    channels = inputs.shape[-1]
     height, width = (-(-side // stride) for side in inputs.shape[1:3])
     padded = _pad(inputs, size, stride)
     batch, rows, columns, _ = padded.shape
@@ -118,8 +118,14 @@ def _full_cpu(inputs: Array, kernel: Array, stride: int) -> Array:
         for u in range(size)
         for group in range(reach + 1)
     ]
-    patches = jnp.concatenate(pieces, axis=-1).reshape(-1, size * size * channels)
-    return (patches @ kernel.reshape(-1, filters)).reshape(batch, height, width, filters)
+    return jnp.concatenate(pieces, axis=-1)
+
+
+def _full_cpu(inputs: Array, kernel: Array, stride: int) -> Array:
+    """Patches times the kernel as one matrix product."""
+    seen = patches(inputs, kernel.shape[0], stride)
+    flat = seen.reshape(-1, seen.shape[-1]) @ kernel.reshape(seen.shape[-1], -1)
+    return flat.reshape(*seen.shape[:-1], kernel.shape[-1])
 
 
 @functools.cache

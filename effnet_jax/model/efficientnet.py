@@ -14,7 +14,7 @@ from jax import Array
 
 from effnet_jax.choices import DTYPES, LOWERINGS
 from effnet_jax.errors import ConfigError, VariantError, nearest
-from effnet_jax.model import layers
+from effnet_jax.model import by_kernels, layers
 from effnet_jax.model.variants import NORMALIZATIONS, SURVIVAL_PROB, Block, Variant, get_variant
 
 POOLINGS = ("avg", "max", "none")
@@ -38,14 +38,17 @@ class Stem(nn.Module):
     batch_norm: Any
     conv: Any
     dtype: Any
+    kernels: bool = False
 
     @nn.compact
     def __call__(self, images: Array, update_batch_norm: bool = False) -> Array:
         mean, scale = NORMALIZATIONS[self.normalization]
         pixels = (images.astype(jnp.float32) - jnp.array(mean)) / jnp.array(scale)
         # [N, H, W, 3] → [N, H/2, W/2, stem]
-        outputs = self.conv(self.variant.stem_filters, 3, stride=2, name="conv")(pixels)
-        return self.batch_norm(name="bn")(outputs, update_batch_norm, _activation(self.variant.lite))
+        conv, batch_norm = self.conv(self.variant.stem_filters, 3, stride=2, name="conv"), self.batch_norm(name="bn")
+        if self.kernels and not self.is_initializing():
+            return by_kernels.convolution(pixels, conv, batch_norm, update_batch_norm, self.variant.lite)
+        return batch_norm(conv(pixels), update_batch_norm, _activation(self.variant.lite))
 
 
 class MBConv(nn.Module):
@@ -58,32 +61,52 @@ class MBConv(nn.Module):
     survival_prob: float
     dtype: Any
     narrow_moments: bool = False
+    kernels: bool = False
 
     @nn.compact
     def __call__(self, inputs: Array, update_batch_norm: bool = False, keys: Array | None = None) -> Array:
-        block, activation = self.block, _activation(self.lite)
-        conv, outputs = self.conv, inputs
-        if block.expand_ratio != 1:  # [N, h, w, in] → [N, h, w, expanded]
-            expand = conv(block.expanded_filters, name="expand_conv")
-            outputs, source = expand(outputs), None
-            if self.narrow_moments and update_batch_norm and outputs.nbytes >= _WIDE and not self.is_initializing():
-                source = (inputs.astype(self.dtype), expand.variables["params"]["kernel"][0, 0].astype(self.dtype))
-            outputs = self.batch_norm(name="expand_bn")(outputs, update_batch_norm, activation, source)
-        # [N, h, w, expanded] → [N, h/stride, w/stride, expanded]
-        depthwise = conv(block.expanded_filters, block.kernel_size, block.stride, depthwise=True, name="depthwise_conv")
-        outputs = self.batch_norm(name="depthwise_bn")(depthwise(outputs), update_batch_norm, activation)
-        if block.se_filters:
-            squeezed = jnp.mean(outputs, axis=(1, 2), dtype=jnp.float32)  # [N, expanded]
-            reduced = layers.SqueezeExcite(block.se_filters, self.dtype, name="se_reduce")(squeezed)
-            gates = layers.SqueezeExcite(block.expanded_filters, self.dtype, name="se_expand")(nn.swish(reduced))
-            outputs = outputs * nn.sigmoid(gates)[:, None, None, :]
-        outputs = conv(block.out_filters, name="project_conv")(outputs)  # → [N, h/stride, w/stride, out]
-        outputs = self.batch_norm(name="project_bn")(outputs, update_batch_norm)
+        block, parts, kept = self.block, self._parts(), None
+        if block.skip and keys is not None and self.survival_prob < 1.0:
+            kept = layers.survival(keys, self.survival_prob)
+        if self.kernels and not self.is_initializing():
+            return by_kernels.block(inputs, block, parts, update_batch_norm, self.lite, kept)
+        outputs = self._branch(inputs, parts, update_batch_norm)
         if not block.skip:
             return outputs
-        if keys is not None and self.survival_prob < 1.0:
-            outputs = layers.stochastic_depth(outputs, keys, self.survival_prob)
-        return outputs + inputs
+        return (outputs if kept is None else layers.stochastic_depth(outputs, kept)) + inputs
+
+    def _parts(self) -> by_kernels.Parts:
+        """The layers of the branch, in their order."""
+        block, conv, batch_norm, parts = self.block, self.conv, self.batch_norm, {}
+        wide = block.expanded_filters
+        if block.expand_ratio != 1:
+            parts["expand_conv"] = conv(wide, name="expand_conv")
+            parts["expand_bn"] = batch_norm(name="expand_bn")
+        parts["depthwise_conv"] = conv(wide, block.kernel_size, block.stride, depthwise=True, name="depthwise_conv")
+        parts["depthwise_bn"] = batch_norm(name="depthwise_bn")
+        if block.se_filters:
+            parts["se_reduce"] = layers.SqueezeExcite(block.se_filters, self.dtype, name="se_reduce")
+            parts["se_expand"] = layers.SqueezeExcite(wide, self.dtype, name="se_expand")
+        parts["project_conv"] = conv(block.out_filters, name="project_conv")
+        parts["project_bn"] = batch_norm(name="project_bn")
+        return parts
+
+    def _branch(self, inputs: Array, parts: by_kernels.Parts, update_batch_norm: bool) -> Array:
+        activation, outputs = _activation(self.lite), inputs
+        if "expand_conv" in parts:  # [N, h, w, in] → [N, h, w, expanded]
+            expand = parts["expand_conv"]
+            outputs, source = expand(outputs), None
+            if self.narrow_moments and update_batch_norm and outputs.nbytes >= _WIDE and not self.is_initializing():
+                source = (inputs.astype(self.dtype), expand.weights(inputs.shape[-1])[0, 0])
+            outputs = parts["expand_bn"](outputs, update_batch_norm, activation, source)
+        # [N, h, w, expanded] → [N, h/stride, w/stride, expanded]
+        outputs = parts["depthwise_bn"](parts["depthwise_conv"](outputs), update_batch_norm, activation)
+        if "se_reduce" in parts:
+            squeezed = jnp.mean(outputs, axis=(1, 2), dtype=jnp.float32)  # [N, expanded]
+            gates = parts["se_expand"](nn.swish(parts["se_reduce"](squeezed)))
+            outputs = outputs * nn.sigmoid(gates)[:, None, None, :]
+        outputs = parts["project_conv"](outputs)  # → [N, h/stride, w/stride, out]
+        return parts["project_bn"](outputs, update_batch_norm)
 
 
 class Top(nn.Module):
@@ -92,11 +115,14 @@ class Top(nn.Module):
     variant: Variant
     batch_norm: Any
     conv: Any
+    kernels: bool = False
 
     @nn.compact
     def __call__(self, inputs: Array, update_batch_norm: bool = False) -> Array:
-        outputs = self.conv(self.variant.top_filters, name="conv")(inputs)
-        return self.batch_norm(name="bn")(outputs, update_batch_norm, _activation(self.variant.lite))
+        conv, batch_norm = self.conv(self.variant.top_filters, name="conv"), self.batch_norm(name="bn")
+        if self.kernels and not self.is_initializing():
+            return by_kernels.convolution(inputs, conv, batch_norm, update_batch_norm, self.variant.lite)
+        return batch_norm(conv(inputs), update_batch_norm, _activation(self.variant.lite))
 
 
 class EfficientNet(nn.Module):
@@ -125,7 +151,7 @@ class EfficientNet(nn.Module):
     batch_norm_axis: str | tuple[str, ...] | None = None
     batch_norm_groups: tuple[tuple[int, ...], ...] | None = None
     batch_norm_narrow_moments: bool = False
-    lowering: str = "platform"
+    lowering: str = "auto"
 
     def setup(self) -> None:
         batch_norm = functools.partial(
@@ -142,16 +168,24 @@ class EfficientNet(nn.Module):
             # Computed again in the backward pass; `update_batch_norm` is not an array.
             return nn.remat(module, static_argnums=(2,)) if _includes(self.remat, unit) else module
 
-        self.stem = kind(Stem, "stem")(self.variant, self.normalization, batch_norm, conv, self.dtype)
+        kernels = self.lowering == "auto" and by_kernels.usable(self.dtype)
+        self.stem = kind(Stem, "stem")(self.variant, self.normalization, batch_norm, conv, self.dtype, kernels)
         for block in self.variant.blocks:
             # The variant's rates belong to a deepest survival probability of 0.8; another one scales them.
             survival_prob = 1.0 - (1.0 - block.survival_prob) * (1.0 - self.survival_prob) / (1.0 - SURVIVAL_PROB)
             block_type = kind(MBConv, block.name)
             module = block_type(
-                block, self.variant.lite, batch_norm, conv, survival_prob, self.dtype, self.batch_norm_narrow_moments
+                block,
+                self.variant.lite,
+                batch_norm,
+                conv,
+                survival_prob,
+                self.dtype,
+                self.batch_norm_narrow_moments,
+                kernels,
             )
             setattr(self, block.name, module)
-        self.top = kind(Top, "top")(self.variant, batch_norm, conv)
+        self.top = kind(Top, "top")(self.variant, batch_norm, conv, kernels)
         if self.include_top:
             self.classifier = layers.Dense(self.num_classes)
 
@@ -303,7 +337,7 @@ def create_model(
     batch_norm_axis: str | tuple[str, ...] | None = None,
     batch_norm_groups: tuple[tuple[int, ...], ...] | None = None,
     batch_norm_narrow_moments: bool = False,
-    lowering: str = "platform",
+    lowering: str = "auto",
 ) -> EfficientNet:
     """Makes an EfficientNet.
 
@@ -325,9 +359,11 @@ def create_model(
       batch_norm_groups: device numbers of each group that shares them, or None for all together.
       batch_norm_narrow_moments: whether batch statistics of expansions too wide for a chip's own memory come from the
         moments of their inputs: less traffic on TPU, the same numbers up to rounding.
-      lowering: `"platform"`: what is fastest on each platform, with gradients of its own; `"native"`: XLA's own
-        convolutions everywhere and nothing but JAX's own derivatives, so that `jax.jvp`, `jacfwd` and `hessian` work,
-        and programs that know no more than plain operations can be made of it. Much slower on the CPU.
+      lowering: `"platform"`: for each platform the form that XLA runs fastest there, with gradients of its own.
+        `"auto"`: the same, but where a process computes on one CPU in float32, and has a C++ compiler, by kernels of
+        this package: much faster, for this machine alone. `"native"`: XLA's own convolutions everywhere and nothing but
+        JAX's own derivatives, so that `jax.jvp`, `jacfwd` and `hessian` work, and programs that know no more than plain
+        operations can be made of it. Much slower on the CPU.
 
     Returns:
       A Linen module; `model.init(key, images)` makes `{"params": …, "batch_stats": …}`.

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from effnet_jax.model.batch_norm import (
+    EPSILON,
     moments_natively,
     normalise,
     normalise_batch,
@@ -67,13 +68,17 @@ class Conv(nn.Module):
     native: bool = False
 
     @nn.compact
-    def __call__(self, inputs: Array) -> Array:  # [N, H, W, in] → [N, H / stride, W / stride, filters]
-        in_filters, filters = (1, inputs.shape[-1]) if self.depthwise else (inputs.shape[-1], self.filters)
+    def weights(self, channels: int) -> Array:
+        """The kernel for inputs of so many channels, [k, k, in, filters] or depthwise [k, k, 1, channels]."""
+        in_filters, filters = (1, channels) if self.depthwise else (channels, self.filters)
         shape = (self.kernel_size, self.kernel_size, in_filters, filters)
-        kernel = self.param("kernel", conv_kernel_init, shape).astype(self.dtype)
+        return self.param("kernel", conv_kernel_init, shape).astype(self.dtype)
+
+    def __call__(self, inputs: Array) -> Array:  # [N, H, W, in] → [N, H / stride, W / stride, filters]
+        kernel = self.weights(inputs.shape[-1])
         inputs = inputs.astype(self.dtype)
         if self.native:
-            return native_conv(inputs, kernel, self.stride, groups=filters if self.depthwise else 1)
+            return native_conv(inputs, kernel, self.stride, groups=kernel.shape[-1] if self.depthwise else 1)
         if self.depthwise:
             return depthwise_conv(inputs, kernel, self.stride)
         if self.kernel_size == 1:
@@ -103,6 +108,33 @@ class BatchNorm(nn.Module):
     native: bool = False
 
     @nn.compact
+    def _variables(self, channels: int) -> tuple[Array, Array, Any, Any]:
+        return (
+            self.param("scale", nn.initializers.ones, (channels,)),
+            self.param("bias", nn.initializers.zeros, (channels,)),
+            self.variable("batch_stats", "mean", jnp.zeros, (channels,)),
+            self.variable("batch_stats", "var", jnp.ones, (channels,)),
+        )
+
+    def affine(self, channels: int, moments: tuple[Array, Array] | None = None) -> tuple[Array, Array]:
+        """What batch norm does to each channel: (factor, shift), so that it makes factor * inputs + shift.
+
+        Args:
+          channels: how many.
+          moments: mean and population variance of a batch, which then enter the stored statistics; None: by these.
+        """
+        scale, bias, stored_mean, stored_var = self._variables(channels)
+        mean, var = moments if moments is not None else (stored_mean.value, stored_var.value)
+        if moments is not None:
+            self._keep(stored_mean, stored_var, lax.stop_gradient(mean), lax.stop_gradient(var))
+        factor = scale * lax.rsqrt(var + EPSILON)
+        return factor, bias - mean * factor
+
+    def _keep(self, stored_mean: Any, stored_var: Any, mean: Array, var: Array) -> None:
+        keep = self.momentum
+        stored_mean.value = keep * stored_mean.value + (1.0 - keep) * mean
+        stored_var.value = keep * stored_var.value + (1.0 - keep) * var
+
     def __call__(
         self,
         inputs: Array,
@@ -118,11 +150,7 @@ class BatchNorm(nn.Module):
           activation: applied to the result, or None.
           source: of a 1×1 convolution, its inputs and kernel: statistics are taken from their moments.
         """
-        shape = (inputs.shape[-1],)
-        scale = self.param("scale", nn.initializers.ones, shape)
-        bias = self.param("bias", nn.initializers.zeros, shape)
-        stored_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
-        stored_var = self.variable("batch_stats", "var", jnp.ones, shape)
+        scale, bias, stored_mean, stored_var = self._variables(inputs.shape[-1])
         if not update:
             form = normalise_natively if self.native else normalise
             return form(inputs, scale, bias, stored_mean.value, stored_var.value, activation, self.dtype)
@@ -139,9 +167,7 @@ class BatchNorm(nn.Module):
                 inputs, scale, bias, stored_mean.value, activation, self.dtype, average
             )
         if not self.is_initializing():
-            keep = self.momentum
-            stored_mean.value = keep * stored_mean.value + (1.0 - keep) * mean
-            stored_var.value = keep * stored_var.value + (1.0 - keep) * var
+            self._keep(stored_mean, stored_var, mean, var)
         return outputs
 
     @property
@@ -163,11 +189,14 @@ class SqueezeExcite(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
+    def weights(self, channels: int) -> tuple[Array, Array]:
+        """Kernel [channels, filters] and bias [filters]."""
+        kernel = self.param("kernel", conv_kernel_init, (1, 1, channels, self.filters)).astype(self.dtype)
+        return kernel[0, 0], self.param("bias", nn.initializers.zeros, (self.filters,)).astype(self.dtype)
+
     def __call__(self, pooled: Array) -> Array:
-        shape = (1, 1, pooled.shape[-1], self.filters)
-        kernel = self.param("kernel", conv_kernel_init, shape).astype(self.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.filters,)).astype(self.dtype)
-        return pooled.astype(self.dtype) @ kernel[0, 0] + bias
+        kernel, bias = self.weights(pooled.shape[-1])
+        return pooled.astype(self.dtype) @ kernel + bias
 
 
 class Dense(nn.Module):
@@ -185,16 +214,22 @@ class Dense(nn.Module):
 # --- Noise. One key for each example, so that an example's noise does not depend on its device. ---
 
 
-def stochastic_depth(branch: Array, keys: Array, survival_prob: float) -> Array:
-    """Drops the branch of each example with probability 1 - survival_prob, and scales the others up.
+def survival(keys: Array, survival_prob: float) -> Array:
+    """What stochastic depth multiplies the branch of each example with.
 
     Args:
-      branch: [N, H, W, C].
       keys: [N] random keys.
       survival_prob: above 0.
+
+    Returns:
+      float32 [N]: 0 with probability 1 - survival_prob, else 1 / survival_prob.
     """
     uniform = jax.vmap(lambda key: jax.random.uniform(key, ()))(keys)
-    kept = jnp.floor(survival_prob + uniform) / survival_prob
+    return jnp.floor(survival_prob + uniform) / survival_prob
+
+
+def stochastic_depth(branch: Array, kept: Array) -> Array:
+    """Multiplies the branch [N, H, W, C] of each example with what `survival` gave it, [N]."""
     return branch * kept.astype(branch.dtype)[:, None, None, None]
 
 

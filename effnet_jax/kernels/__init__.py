@@ -1,0 +1,1 @@
+"""Kernels of the CPU in C++, for what XLA does not do well there."""

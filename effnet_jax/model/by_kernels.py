@@ -1,0 +1,95 @@
+"""Units of the network by the CPU's kernels: parameters taken from their layers, batch norm folded into them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from effnet_jax.kernels import blocks
+from effnet_jax.kernels.build import available
+from effnet_jax.model.convolutions import patches
+from effnet_jax.model.variants import Block
+
+Parts = Mapping[str, Any]  # the layers of a block, by name
+
+
+def usable(dtype: Any) -> bool:
+    """Whether the kernels can run what is traced now: float32 on the one CPU that this process computes on.
+
+    XLA does not know how to share them between devices.
+    """
+    return (
+        dtype == jnp.float32
+        and not jax.config.jax_enable_x64
+        and jax.default_backend() == "cpu"
+        and jax.device_count() == 1
+        and available()
+    )
+
+
+def _moments(inputs: Array, kernel: Array) -> tuple[Array, Array]:
+    """Mean and population variance of inputs [..., C] · kernel [C, F], from the moments of the inputs.
+
+    They are narrower than what is made of them, which is then never written.
+    """
+    rows = inputs.reshape(-1, inputs.shape[-1])
+    mean = jnp.mean(rows, 0)
+    centred = rows - mean
+    covariance = centred.T @ centred / rows.shape[0]
+    return mean @ kernel, jnp.maximum(jnp.sum(kernel * (covariance @ kernel), 0), 0.0)
+
+
+def _folded(inputs: Array, kernel: Array, batch_norm: Any, update: bool) -> tuple[Array, Array]:
+    """A 1×1 convolution and its batch norm as one: kernel [in, out] and bias [out]."""
+    moments = _moments(inputs, kernel) if update else None
+    factor, shift = batch_norm.affine(kernel.shape[1], moments)
+    return kernel * factor, shift
+
+
+def convolution(inputs: Array, conv: Any, batch_norm: Any, update: bool, relu6: bool) -> Array:
+    """The stem or the top: a convolution, batch norm, activation."""
+    kernel = conv.weights(inputs.shape[-1])
+    if conv.kernel_size > 1:
+        inputs = patches(inputs, conv.kernel_size, conv.stride)
+    kernel, bias = _folded(inputs, kernel.reshape(inputs.shape[-1], -1), batch_norm, update)
+    taps = jnp.ones((1, 1, kernel.shape[1]))
+    return blocks.first_half(blocks.Shape(1, relu6=relu6), inputs, kernel, bias, taps, moments=False)[0]
+
+
+def block(inputs: Array, block: Block, parts: Parts, update: bool, relu6: bool, kept: Array | None) -> Array:
+    """A whole block; `kept` [N] is what stochastic depth multiplies each branch with, or None."""
+    channels, wide = inputs.shape[-1], block.expanded_filters
+    shape = blocks.Shape(block.kernel_size, block.stride, relu6, block.skip)
+    expand, expand_bias = jnp.zeros((0, wide)), jnp.zeros(wide)
+    if "expand_conv" in parts:
+        kernel = parts["expand_conv"].weights(channels)[0, 0]
+        expand, expand_bias = _folded(inputs, kernel, parts["expand_bn"], update)
+    taps = parts["depthwise_conv"].weights(wide)[:, :, 0]
+    project = parts["project_conv"].weights(wide)[0, 0]
+    excite = blocks.Excite.none(wide)
+    if "se_reduce" in parts:
+        excite = blocks.Excite(*parts["se_reduce"].weights(wide), *parts["se_expand"].weights(block.se_filters))
+    if update:
+        outputs, mean, var = blocks.first_half(shape, inputs, expand, expand_bias, taps)
+        factor, shift = parts["depthwise_bn"].affine(wide, (mean, var))
+        outputs = blocks.second_half(outputs, factor, shift, excite, project, relu6=relu6)
+        outputs = parts["project_bn"](outputs, True)
+        if kept is not None:
+            outputs = outputs * kept[:, None, None, None]
+        return outputs + inputs if block.skip else outputs
+    factor, shift = parts["depthwise_bn"].affine(wide)
+    project_factor, project_shift = parts["project_bn"].affine(block.out_filters)
+    return blocks.block(
+        shape,
+        inputs,
+        expand,
+        expand_bias,
+        taps * factor,
+        shift,
+        excite,
+        project * project_factor,
+        project_shift,
+        jnp.ones(inputs.shape[0]) if kept is None else lax.stop_gradient(kept),
+    )
