@@ -18,4 +18,4 @@ SHARDED = ("state", "optimizer")  # what of a state fsdp shards
 
 CACHE_PLACES = ("memory", "disk")
 CACHE_DTYPES = ("float16", "bfloat16", "float32")
-LOWERINGS = ("auto", "platform", "native")  # of convolutions and batch norm
+LOWERINGS = ("auto", "platform", "native", "kernels")  # of convolutions and batch norm

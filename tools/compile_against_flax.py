@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from plain_flax import PlainEfficientNet
+from peers.plain_flax import PlainEfficientNet
 
 from effnet_jax.errors import ConfigError, run_command
 from effnet_jax.model.variants import get_variant

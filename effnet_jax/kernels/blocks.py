@@ -63,7 +63,6 @@ class Shape:
     def options(self) -> dict[str, Any]:
         """Attributes of a call."""
 
-
         return {
             "kernel": np.int64(self.kernel),
             "stride": np.int64(self.stride),
@@ -134,9 +133,7 @@ def block(
     Returns:
       [N, H / stride, W / stride, out].
     """
-    return _block(
-        shape, (inputs, expand, expand_bias, taps, bias, *excite.arrays(), project, project_bias, keep)
-    )
+    return _block(shape, (inputs, expand, expand_bias, taps, bias, *excite.arrays(), project, project_bias, keep))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -145,10 +142,7 @@ def _first(shape: Shape, moments: bool, operands: tuple[Array, ...]) -> tuple[Ar
     wide = taps.shape[-1]
     shapes = (_seen(shape, inputs, wide), (inputs.shape[0], wide), (inputs.shape[0], wide))
 
-
-    outputs, means, variances = _call(
-        "first_forward", shapes, *operands, **shape.options(), moments=np.bool_(moments)
-    )
+    outputs, means, variances = _call("first_forward", shapes, *operands, **shape.options(), moments=np.bool_(moments))
     if not moments:
         return outputs, jnp.zeros(wide), jnp.zeros(wide)
     mean = jnp.mean(means, 0)
@@ -205,7 +199,6 @@ def first_half(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _second(relu6: bool, operands: tuple[Array, ...]) -> Array:
 
-
     outputs, project = operands[0], operands[-1]
     return _call("second_forward", (*outputs.shape[:3], project.shape[1]), *operands, relu6=np.bool_(relu6))
 
@@ -215,7 +208,6 @@ def _second_forward(relu6: bool, operands: tuple[Array, ...]) -> Any:
 
 
 def _second_backward(relu6: bool, operands: tuple[Array, ...], cotangent: Array) -> Any:
-
 
     shapes = [operand.shape for operand in operands]
     return (tuple(_call("second_backward", shapes, *operands, cotangent, relu6=np.bool_(relu6))),)

@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -47,8 +48,8 @@ def available() -> bool:
 def _registered() -> bool:
     try:
         library = ctypes.cdll.LoadLibrary(os.fspath(_built()))
-    except _Unbuildable as error:
-        logging.getLogger(__name__).info("convolutions are XLA's own: %s", error)
+    except (_Unbuildable, OSError) as error:  # OSError: a library that does not load here
+        logging.getLogger(__name__).info("this CPU computes more slowly, by XLA's forms alone: %s", error)
         return False
     for name in _HANDLERS:
         handler = getattr(library, f"effnet_{name}")
@@ -79,6 +80,7 @@ def _built() -> Path:
     try:
         with one_at_a_time(library):
             if not library.exists() and not failure.exists():
+                print("building the CPU's kernels, once for this machine (some 20 s)", file=sys.stderr, flush=True)
                 _compile(compiler, library, failure)
     except OSError as error:
         raise _Unbuildable(f"{library.parent} cannot be written ({error})") from error
@@ -106,6 +108,9 @@ def _compile(compiler: str, library: Path, failure: Path) -> None:
         told = f"took more than {_SECONDS} s"
     finally:
         unfinished.unlink(missing_ok=True)
+    logging.getLogger(__name__).warning(
+        "the CPU's kernels could not be built, and it computes more slowly: %s", failure
+    )
     failure.write_text(told)
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from effnet_jax.errors import ConfigError
 from effnet_jax.kernels import blocks
 from effnet_jax.kernels.build import available
 from effnet_jax.model.convolutions import patches
@@ -15,18 +16,20 @@ from effnet_jax.model.variants import Block
 Parts = Mapping[str, Any]  # the layers of a block, by name
 
 
-def usable(dtype: Any) -> bool:
-    """Whether the kernels can run what is traced now: float32 on the one CPU that this process computes on.
+def chosen(lowering: str, dtype: Any) -> bool:
+    """Whether what is traced now runs by the kernels: asked for, or fit for it.
 
-    XLA does not know how to share them between devices.
+    They compute in float32 on the one CPU that a process has: XLA does not know how to share them between devices.
+
+    Raises:
+      ConfigError: asked for, and not possible.
     """
-    return (
-        dtype == jnp.float32
-        and not jax.config.jax_enable_x64
-        and jax.default_backend() == "cpu"
-        and jax.device_count() == 1
-        and available()
-    )
+    fits = dtype == jnp.float32 and not jax.config.read("jax_enable_x64") and jax.default_backend() == "cpu"
+    if lowering == "auto":
+        return fits and jax.device_count() == 1 and available()
+    if lowering == "kernels" and not (fits and available()):
+        raise ConfigError("lowering='kernels' needs float32, a CPU and a C++ compiler: leave it at 'auto'")
+    return lowering == "kernels"
 
 
 def _moments(inputs: Array, kernel: Array) -> tuple[Array, Array]:

@@ -168,7 +168,7 @@ class EfficientNet(nn.Module):
             # Computed again in the backward pass; `update_batch_norm` is not an array.
             return nn.remat(module, static_argnums=(2,)) if _includes(self.remat, unit) else module
 
-        kernels = self.lowering == "auto" and by_kernels.usable(self.dtype)
+        kernels = by_kernels.chosen(self.lowering, self.dtype)
         self.stem = kind(Stem, "stem")(self.variant, self.normalization, batch_norm, conv, self.dtype, kernels)
         for block in self.variant.blocks:
             # The variant's rates belong to a deepest survival probability of 0.8; another one scales them.
@@ -361,7 +361,7 @@ def create_model(
         moments of their inputs: less traffic on TPU, the same numbers up to rounding.
       lowering: `"platform"`: for each platform the form that XLA runs fastest there, with gradients of its own.
         `"auto"`: the same, but where a process computes on one CPU in float32, and has a C++ compiler, by kernels of
-        this package: much faster, for this machine alone. `"native"`: XLA's own convolutions everywhere and nothing but
+        this package: much faster, for this machine alone. `"kernels"`: by these in any case. `"native"`: XLA's own convolutions everywhere and nothing but
         JAX's own derivatives, so that `jax.jvp`, `jacfwd` and `hessian` work, and programs that know no more than plain
         operations can be made of it. Much slower on the CPU.
 

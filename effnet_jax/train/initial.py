@@ -54,6 +54,7 @@ def make_model(
         batch_norm_axis=axis,
         batch_norm_groups=groups,
         batch_norm_narrow_moments=platform == "tpu",
+        lowering="auto" if platform == "cpu" else "platform",  # which may be lowered here for devices elsewhere
     )
 
 

@@ -30,19 +30,20 @@ def synthetic_b0():
     return {weights: synthetic.variables("b0", seed) for weights, seed in SEEDS.items()}
 
 
-@pytest.fixture(scope="session")
-def endpoints():
+@pytest.fixture(scope="session", params=["platform", "kernels"])
+def endpoints(request):
     """A function for each scaling, for B0: variables, images → every endpoint. All but the stem is compiled once."""
 
     @jax.jit
     def rest(variables, outputs):
-        model, ends = create_model("b0"), {}
+        model, ends = create_model("b0", lowering=request.param), {}
         for unit in model.units[1:]:
             outputs = ends[unit] = model.apply(variables, outputs, first=unit, last=unit, method="run")
         return ends
 
     def build(scaling):
-        stem = jax.jit(functools.partial(create_model("b0", normalization=scaling).apply, last="stem", method="run"))
+        model = create_model("b0", normalization=scaling, lowering=request.param)
+        stem = jax.jit(functools.partial(model.apply, last="stem", method="run"))
 
         def run(variables, images):
             outputs = stem(variables, images)
@@ -89,8 +90,8 @@ def test_b0_equals_the_original_at_every_endpoint(shared, synthetic_b0, endpoint
     assert check_b0(arrays, "", synthetic_b0, endpoints, ("64", "75x97", "224")) >= 110
 
 
-def check_logits(arrays, prefix, variant, weights, images, golden_prefix):
-    model = create_model(variant)
+def check_logits(arrays, prefix, variant, weights, images, golden_prefix, lowering="auto"):
+    model = create_model(variant, lowering=lowering)
     ends = jax.jit(lambda variables, images: model.apply(variables, images, method="endpoints"))(
         synthetic.variables(variant, SEEDS[weights]), images
     )
@@ -103,26 +104,28 @@ def check_logits(arrays, prefix, variant, weights, images, golden_prefix):
     return compared
 
 
+@pytest.mark.parametrize("lowering", ["platform", "kernels"])
 @pytest.mark.parametrize(
     ("variant", "size"), [("lite0", "64"), ("lite0", "75x97"), ("lite3", "64")], ids=lambda value: str(value)
 )
-def test_lite_equals_the_original(golden, variant, size):
+def test_lite_equals_the_original(golden, variant, size, lowering):
     arrays = np.load(golden / "model_golden.npz")
     images = jnp.asarray(arrays[f"lite/images_{size}"])
     images = images if variant == "lite0" else images[:1]
-    assert check_logits(arrays, "lite/", variant, "raw", images, f"{variant}/{size}/raw") == 1
+    assert check_logits(arrays, "lite/", variant, "raw", images, f"{variant}/{size}/raw", lowering) == 1
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("lowering", ["platform", "kernels"])
 @pytest.mark.parametrize("variant", ["lite0", "lite1", "lite2", "lite3", "lite4"])
-def test_lite_equals_the_original_at_every_endpoint(shared, variant):
+def test_lite_equals_the_original_at_every_endpoint(shared, variant, lowering):
     arrays = np.load(shared / "golden" / "lite_golden.npz")
     for size in ("64", "75x97"):
         for weights in SEEDS:
             images = jnp.asarray(arrays[f"images_{size}"])
             images = images if variant == "lite0" else images[:1]
             if f"{variant}/{size}/{weights}/logits" in arrays:
-                assert check_logits(arrays, "", variant, weights, images, f"{variant}/{size}/{weights}") >= 2
+                assert check_logits(arrays, "", variant, weights, images, f"{variant}/{size}/{weights}", lowering) >= 2
 
 
 def test_b3_equals_the_original(golden):
@@ -131,13 +134,14 @@ def test_b3_equals_the_original(golden):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("lowering", ["platform", "kernels"])
 @pytest.mark.parametrize("variant", ["b1", "b2", "b3", "b4", "b5", "b6", "b7", "b8"])
-def test_larger_variants_equal_the_original(shared, variant):
+def test_larger_variants_equal_the_original(shared, variant, lowering):
     arrays = np.load(shared / "golden" / "variants_golden.npz")
     images = jnp.asarray(arrays["images_64x96"])
     for weights in SEEDS:
         if f"{variant}/{weights}/logits" in arrays:
-            assert check_logits(arrays, "", variant, weights, images, f"{variant}/{weights}") == 2
+            assert check_logits(arrays, "", variant, weights, images, f"{variant}/{weights}", lowering) == 2
 
 
 # --- Shapes and counts. ---

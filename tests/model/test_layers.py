@@ -46,7 +46,7 @@ def test_replicas_share_batch_statistics_in_their_group(groups):
 
 def test_stochastic_depth_keeps_the_expectation():
     keys = jax.random.split(jax.random.key(0), 4000)
-    outputs = layers.stochastic_depth(jnp.ones((4000, 1, 1, 1)), keys, 0.8)
+    outputs = layers.stochastic_depth(jnp.ones((4000, 1, 1, 1)), layers.survival(keys, 0.8))
     assert set(np.unique(outputs).round(4)) == {0.0, 1.25}
     assert float(outputs.mean()) == pytest.approx(1.0, abs=0.03)
 

@@ -11,6 +11,8 @@ using FloatsOut = ffi::Result<Floats>;
 
 namespace {
 
+float* Fresh(FloatsOut& out) { return LargePages(out->typed_data(), out->element_count()); }
+
 struct Options {
   int kernel, stride;
   bool relu6, skip;
@@ -145,7 +147,7 @@ void Backward(const Threads& threads, const Sizes& s, const Options& options, co
         ExpandPanelForward<Activation>(s, e, from, panel, 0, s.rows, [&](int o, const float* row) {
           Activate<Activation>(row, p, panel, s, static_cast<long>(o) * s.columns, values, slopes);
         });
-      Numbers kept(static_cast<size_t>(s.outputs()) * s.out);
+      float* kept = Scratch(kOutputGradientSlot, static_cast<size_t>(s.outputs()) * s.out);
       float* bias_gradient = bias_sums->data() + static_cast<long>(g) * s.out;
       for (int i = 0; i < s.outputs(); ++i)
         for (int c = 0; c < s.out; ++c) {
@@ -154,7 +156,7 @@ void Backward(const Threads& threads, const Sizes& s, const Options& options, co
         }
       const long row = static_cast<long>(s.cotangent_width()) * kPanel;
       float* padded = Scratch(kCotangentSlot, s.rows * row);
-      ProjectBackward(s, p, values, slopes, kept.data(), projections[g], [&](int panel, int o, const float* given) {
+      ProjectBackward(s, p, values, slopes, kept, projections[g], [&](int panel, int o, const float* given) {
         float* at = padded + o * row;
         std::memset(at, 0, 4 * s.before() * kPanel);
         std::memcpy(at + s.before() * kPanel, given, 4l * s.columns * kPanel);
@@ -319,12 +321,12 @@ static ffi::Error BlockForward(ffi::ThreadPool pool, OPTION_TYPES, Floats x, Flo
   const Threads threads(&pool);
   const int wide = bias.dimensions()[0];
   const Sizes s = SizesOf(x, wide, project_bias.dimensions()[0], expand.dimensions()[0] > 0, options);
-  const Expansion e(s, expand.typed_data(), expand_bias.typed_data(), taps.typed_data(), false);
+  const Expansion e(threads, s, expand.typed_data(), expand_bias.typed_data(), taps.typed_data(), false);
   const Numbers ones(wide, 1.0f);
-  const Projection p(s, project.typed_data(), ones.data(), bias.typed_data(), ExciteOf(se1, se1_bias, se2, se2_bias),
+  const Projection p(threads, s, project.typed_data(), ones.data(), bias.typed_data(), ExciteOf(se1, se1_bias, se2, se2_bias),
                      false);
 #define CALL(A) \
-  Forward<A>(threads, s, options, e, p, x.typed_data(), project_bias.typed_data(), keep.typed_data(), out->typed_data())
+  Forward<A>(threads, s, options, e, p, x.typed_data(), project_bias.typed_data(), keep.typed_data(), Fresh(out))
   WITH_ACTIVATION(CALL);
 #undef CALL
   return ffi::Error::Success();
@@ -340,21 +342,21 @@ static ffi::Error BlockBackward(ffi::ThreadPool pool, OPTION_TYPES, Floats x, Fl
   const Threads threads(&pool);
   const int wide = bias.dimensions()[0];
   const Sizes s = SizesOf(x, wide, project_bias.dimensions()[0], expand.dimensions()[0] > 0, options);
-  const Expansion e(s, expand.typed_data(), expand_bias.typed_data(), taps.typed_data(), true);
+  const Expansion e(threads, s, expand.typed_data(), expand_bias.typed_data(), taps.typed_data(), true);
   const Numbers ones(wide, 1.0f);
   const Excite se = ExciteOf(se1, se1_bias, se2, se2_bias);
-  const Projection p(s, project.typed_data(), ones.data(), bias.typed_data(), se, true);
+  const Projection p(threads, s, project.typed_data(), ones.data(), bias.typed_data(), se, true);
   const int groups = Groups(s, threads).count;
   GroupSums<ExpansionSums> expansions(groups, ExpansionSums::Floats(s), s);
   GroupSums<ProjectionSums> projections(groups, ProjectionSums::Floats(s, se), s, se);
   Numbers bias_sums(static_cast<size_t>(groups) * s.out);
 #define CALL(A)                                                                                             \
   Backward<A>(threads, s, options, e, p, x.typed_data(), keep.typed_data(), cotangent.typed_data(),         \
-              expansions.sums, projections.sums, &bias_sums, x_out->typed_data())
+              expansions.sums, projections.sums, &bias_sums, Fresh(x_out))
   WITH_ACTIVATION(CALL);
 #undef CALL
-  Unpack(s, expansions.sums, expand_out->typed_data(), expand_bias_out->typed_data(), taps_out->typed_data());
-  Unpack(s, se, projections.sums, project_out->typed_data(), nullptr, bias_out->typed_data(), se1_out->typed_data(),
+  Unpack(threads, s, expansions.sums, expand_out->typed_data(), expand_bias_out->typed_data(), taps_out->typed_data());
+  Unpack(threads, s, se, projections.sums, project_out->typed_data(), nullptr, bias_out->typed_data(), se1_out->typed_data(),
          se1_bias_out->typed_data(), se2_out->typed_data(), se2_bias_out->typed_data());
   for (int c = 0; c < s.out; ++c) {
     float total = 0;
@@ -367,10 +369,11 @@ static ffi::Error BlockBackward(ffi::ThreadPool pool, OPTION_TYPES, Floats x, Fl
 static ffi::Error FirstForward(ffi::ThreadPool pool, OPTION_TYPES, bool moments, Floats x, Floats expand,
                                Floats expand_bias, Floats taps, FloatsOut out, FloatsOut mean, FloatsOut variance) {
   const Options options = GIVEN_OPTIONS;
+  const Threads threads(&pool);
   const Sizes s = SizesOf(x, out->dimensions()[3], 0, expand.dimensions()[0] > 0, options);
-  const Expansion e(s, expand.typed_data(), expand_bias.typed_data(), taps.typed_data(), false);
+  const Expansion e(threads, s, expand.typed_data(), expand_bias.typed_data(), taps.typed_data(), false);
 #define CALL(A)                                                                                                  \
-  ExpandForward<A>(Threads(&pool), s, moments, e, x.typed_data(), out->typed_data(), mean->typed_data(),         \
+  ExpandForward<A>(threads, s, moments, e, x.typed_data(), Fresh(out), mean->typed_data(),         \
                    variance->typed_data())
   WITH_ACTIVATION(CALL);
 #undef CALL
@@ -384,14 +387,14 @@ static ffi::Error FirstBackward(ffi::ThreadPool pool, OPTION_TYPES, Floats x, Fl
   const Options options = GIVEN_OPTIONS;
   const Threads threads(&pool);
   const Sizes s = SizesOf(x, mean.dimensions()[0], 0, expand.dimensions()[0] > 0, options);
-  const Expansion e(s, expand.typed_data(), expand_bias.typed_data(), taps.typed_data(), true);
+  const Expansion e(threads, s, expand.typed_data(), expand_bias.typed_data(), taps.typed_data(), true);
   GroupSums<ExpansionSums> sums(Groups(s, threads).count, ExpansionSums::Floats(s), s);
 #define CALL(A)                                                                                                  \
   ExpandBackward<A>(threads, s, e, x.typed_data(), outputs.typed_data(), cotangent.typed_data(),                 \
-                    constant.typed_data(), slope.typed_data(), mean.typed_data(), sums.sums, x_out->typed_data())
+                    constant.typed_data(), slope.typed_data(), mean.typed_data(), sums.sums, Fresh(x_out))
   WITH_ACTIVATION(CALL);
 #undef CALL
-  Unpack(s, sums.sums, expand_out->typed_data(), expand_bias_out->typed_data(), taps_out->typed_data());
+  Unpack(threads, s, sums.sums, expand_out->typed_data(), expand_bias_out->typed_data(), taps_out->typed_data());
   return ffi::Error::Success();
 }
 
@@ -399,10 +402,11 @@ static ffi::Error SecondForward(ffi::ThreadPool pool, bool relu6, Floats depthwi
                                 Floats se1, Floats se1_bias, Floats se2, Floats se2_bias, Floats project,
                                 FloatsOut out) {
   const Options options = {1, 1, relu6, false};
+  const Threads threads(&pool);
   const Sizes s = HalfSizes(depthwise, project.dimensions()[1]);
-  const Projection p(s, project.typed_data(), scale.typed_data(), bias.typed_data(),
+  const Projection p(threads, s, project.typed_data(), scale.typed_data(), bias.typed_data(),
                      ExciteOf(se1, se1_bias, se2, se2_bias), false);
-#define CALL(A) ProjectForward<A>(Threads(&pool), s, p, depthwise.typed_data(), out->typed_data())
+#define CALL(A) ProjectForward<A>(threads, s, p, depthwise.typed_data(), Fresh(out))
   WITH_ACTIVATION(CALL);
 #undef CALL
   return ffi::Error::Success();
@@ -417,14 +421,14 @@ static ffi::Error SecondBackward(ffi::ThreadPool pool, bool relu6, Floats depthw
   const Threads threads(&pool);
   const Sizes s = HalfSizes(depthwise, project.dimensions()[1]);
   const Excite se = ExciteOf(se1, se1_bias, se2, se2_bias);
-  const Projection p(s, project.typed_data(), scale.typed_data(), bias.typed_data(), se, true);
+  const Projection p(threads, s, project.typed_data(), scale.typed_data(), bias.typed_data(), se, true);
   GroupSums<ProjectionSums> sums(Groups(s, threads).count, ProjectionSums::Floats(s, se), s, se);
 #define CALL(A)                                                                                              \
   ProjectBackwardHalf<A>(threads, s, p, depthwise.typed_data(), cotangent.typed_data(), sums.sums,           \
-                         depthwise_out->typed_data())
+                         Fresh(depthwise_out))
   WITH_ACTIVATION(CALL);
 #undef CALL
-  Unpack(s, se, sums.sums, project_out->typed_data(), scale_out->typed_data(), bias_out->typed_data(),
+  Unpack(threads, s, se, sums.sums, project_out->typed_data(), scale_out->typed_data(), bias_out->typed_data(),
          se1_out->typed_data(), se1_bias_out->typed_data(), se2_out->typed_data(), se2_bias_out->typed_data());
   return ffi::Error::Success();
 }

@@ -8,14 +8,16 @@
 #include "parallel.h"
 
 enum Slot { kRowsSlot, kRowSlot, kValuesSlot, kSlopesSlot, kCotangentSlot, kImageSlot, kImageSlopesSlot, kProductSlot,
-            kOutputSlot, kPackedSlot, kSmallSlot, kSumsSlot };
+            kOutputSlot, kPackedSlot, kSmallSlot, kSumsSlot,
+            kOutputGradientSlot };
 
 // Parameters as the loops read them.
 struct Expansion {
   Numbers kernel, transposed, bias, taps;
   int padded;  // channels, to whole panels
 
-  Expansion(const Sizes& s, const float* kernel_in, const float* bias_in, const float* taps_in, bool backward)
+  Expansion(const Threads& threads, const Sizes& s, const float* kernel_in, const float* bias_in, const float* taps_in,
+            bool backward)
       : bias(Panels(s.wide) * kPanel), taps(Panels(s.wide) * kPanel * s.kernel * s.kernel),
         padded(Panels(s.wide) * kPanel) {
     Pack(taps_in, s.wide, s.kernel * s.kernel, s.wide, taps.data());
@@ -25,11 +27,14 @@ struct Expansion {
     std::memcpy(bias.data(), bias_in, 4 * s.wide);
     if (!backward) return;
     // [panel over `in`][padded][kPanel]
-    transposed.assign(static_cast<size_t>(Panels(s.in)) * padded * kPanel, 0.0f);
-    for (int i = 0; i < s.in; ++i)
-      for (int c = 0; c < s.wide; ++c)
-        transposed[(static_cast<size_t>(i / kPanel) * padded + c) * kPanel + i % kPanel] =
-            kernel_in[static_cast<size_t>(i) * s.wide + c];
+    transposed.resize(static_cast<size_t>(Panels(s.in)) * padded * kPanel);
+    threads.Run(Panels(s.in), [&](int panel) {
+      float* to = transposed.data() + static_cast<size_t>(panel) * padded * kPanel;
+      for (int i = 0; i < std::min(kPanel, s.in - panel * kPanel); ++i) {
+        const float* from = kernel_in + static_cast<size_t>(panel * kPanel + i) * s.wide;
+        for (int c = 0; c < s.wide; ++c) to[static_cast<size_t>(c) * kPanel + i] = from[c];
+      }
+    });
   }
 
   const float* KernelOf(const Sizes& s, int panel) const {
@@ -184,19 +189,23 @@ __attribute__((noinline)) inline void ExpandPanelBackward(const Sizes& s, const 
 }
 
 // Adds up what each group of images gave, and takes it out of its panels.
-inline void Unpack(const Sizes& s, const std::vector<ExpansionSums>& groups, float* kernel, float* bias, float* taps) {
-  auto take = [&](float* ExpansionSums::*part, int rows, float* to) {
-    for (int panel = 0; panel < Panels(s.wide); ++panel)
-      for (int r = 0; r < rows; ++r)
-        for (int i = 0; i < std::min(kPanel, s.wide - panel * kPanel); ++i) {
-          float total = 0;
-          for (const auto& group : groups) total += (group.*part)[(static_cast<size_t>(panel) * rows + r) * kPanel + i];
-          to[static_cast<size_t>(r) * s.wide + panel * kPanel + i] = total;
-        }
-  };
-  if (s.expand)
-    take(&ExpansionSums::kernel, s.in, kernel), take(&ExpansionSums::bias, 1, bias);
-  else
-    std::memset(bias, 0, 4 * s.wide);
-  take(&ExpansionSums::taps, s.kernel * s.kernel, taps);
+inline void Unpack(const Threads& threads, const Sizes& s, const std::vector<ExpansionSums>& groups, float* kernel,
+                   float* bias, float* taps) {
+  threads.Run(Panels(s.wide), [&](int panel) {
+    const int width = std::min(kPanel, s.wide - panel * kPanel);
+    auto take = [&](float* ExpansionSums::*part, int rows, float* to) {
+      for (int r = 0; r < rows; ++r) {
+        const size_t at = (static_cast<size_t>(panel) * rows + r) * kPanel;
+        float* row = to + static_cast<size_t>(r) * s.wide + panel * kPanel;
+        std::memcpy(row, groups[0].*part + at, 4 * width);
+        for (size_t g = 1; g < groups.size(); ++g)
+          for (int i = 0; i < width; ++i) row[i] += (groups[g].*part)[at + i];
+      }
+    };
+    if (s.expand)
+      take(&ExpansionSums::kernel, s.in, kernel), take(&ExpansionSums::bias, 1, bias);
+    else
+      std::memset(bias + panel * kPanel, 0, 4 * width);
+    take(&ExpansionSums::taps, s.kernel * s.kernel, taps);
+  });
 }

@@ -19,14 +19,13 @@ inline void Pack(const float* from, long stride, int rows, int columns, float* t
   }
 }
 
-// The transposed [columns, rows] of a matrix [rows, columns], packed likewise.
-inline void PackTransposed(const float* from, int rows, int columns, float* to) {
-  for (int panel = 0; panel < Panels(rows); ++panel)
-    for (int column = 0; column < columns; ++column, to += kPanel)
-      for (int i = 0; i < kPanel; ++i) {
-        int row = panel * kPanel + i;
-        to[i] = row < rows ? from[static_cast<long>(row) * columns + column] : 0.0f;
-      }
+// One panel of the transposed [columns, rows] of a matrix [rows, columns].
+inline void PackTransposedPanel(const float* from, int rows, int columns, int panel, float* to) {
+  for (int i = 0; i < kPanel; ++i) {
+    const int row = panel * kPanel + i;
+    for (int column = 0; column < columns; ++column)
+      to[column * kPanel + i] = row < rows ? from[static_cast<long>(row) * columns + column] : 0.0f;
+  }
 }
 
 // R rows of sums. Where `transposed`, A is kept as [K, M].

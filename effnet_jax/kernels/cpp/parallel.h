@@ -1,12 +1,18 @@
 // Work shared by the threads that XLA has, and memory that a thread keeps.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <cstdint>
 #include <cstdlib>
 #include <memory>
 #include <mutex>
 #include <new>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include "xla/ffi/api/ffi.h"
 
@@ -74,4 +80,15 @@ inline float* Scratch(int slot, size_t floats) {
     }
   }
   return piece.at;
+}
+
+// Has a large result lie in large pages where the system gives them on request: it is fresh memory at every call, and
+// each page of it costs an interruption.
+inline float* LargePages(float* at, size_t floats) {
+#if defined(MADV_HUGEPAGE)
+  const uintptr_t page = 1 << 21, begin = (reinterpret_cast<uintptr_t>(at) + page - 1) & ~(page - 1),
+                  end = reinterpret_cast<uintptr_t>(at + floats) & ~(page - 1);
+  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+  return at;
 }

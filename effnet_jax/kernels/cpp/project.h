@@ -13,8 +13,8 @@ struct Projection {
   const float* plain;
   Excite excite;
 
-  Projection(const Sizes& s, const float* kernel_in, const float* scale_in, const float* bias_in, const Excite& se,
-             bool backward)
+  Projection(const Threads& threads, const Sizes& s, const float* kernel_in, const float* scale_in,
+             const float* bias_in, const Excite& se, bool backward)
       : kernel(static_cast<size_t>(Panels(s.out)) * kPanel * s.wide), scale(Panels(s.wide) * kPanel),
         bias(Panels(s.wide) * kPanel), plain(kernel_in), excite(se) {
     Pack(kernel_in, s.out, s.wide, s.out, kernel.data());
@@ -22,7 +22,9 @@ struct Projection {
     std::memcpy(bias.data(), bias_in, 4 * s.wide);
     if (!backward) return;
     transposed.resize(static_cast<size_t>(Panels(s.wide)) * kPanel * s.out);
-    PackTransposed(kernel_in, s.wide, s.out, transposed.data());  // [panel over `wide`][out][kPanel]
+    threads.Run(Panels(s.wide), [&](int panel) {  // [panel over `wide`][out][kPanel]
+      PackTransposedPanel(kernel_in, s.wide, s.out, panel, transposed.data() + static_cast<size_t>(panel) * s.out * kPanel);
+    });
   }
 };
 
@@ -175,19 +177,21 @@ inline void ProjectBackward(const Sizes& s, const Projection& w, const float* va
   }
 }
 
-inline void Unpack(const Sizes& s, const Excite& se, const std::vector<ProjectionSums>& groups, float* kernel,
-                   float* scale, float* bias, float* reduce, float* reduce_bias, float* expand, float* expand_bias) {
+inline void Unpack(const Threads& threads, const Sizes& s, const Excite& se, const std::vector<ProjectionSums>& groups,
+                   float* kernel, float* scale, float* bias, float* reduce, float* reduce_bias, float* expand,
+                   float* expand_bias) {
   auto take = [&](float* ProjectionSums::*part, size_t count, float* to) {
-    if (!to) return;
-    for (size_t i = 0; i < count; ++i) {
-      float total = 0;
-      for (const auto& group : groups) total += (group.*part)[i];
-      to[i] = total;
-    }
+    const int pieces = count > 65536 ? threads.count() : 1;
+    threads.Run(pieces, [&](int piece) {
+      const size_t begin = count * piece / pieces, end = count * (piece + 1) / pieces;
+      std::memcpy(to + begin, groups[0].*part + begin, 4 * (end - begin));
+      for (size_t g = 1; g < groups.size(); ++g)
+        for (size_t i = begin; i < end; ++i) to[i] += (groups[g].*part)[i];
+    });
   };
   const size_t wide = s.wide, filters = se.filters;
-  take(&ProjectionSums::kernel, wide * s.out, kernel);
-  take(&ProjectionSums::scale, wide, scale), take(&ProjectionSums::bias, wide, bias);
+  take(&ProjectionSums::kernel, wide * s.out, kernel), take(&ProjectionSums::bias, wide, bias);
+  if (scale) take(&ProjectionSums::scale, wide, scale);
   take(&ProjectionSums::reduce, wide * filters, reduce), take(&ProjectionSums::reduce_bias, filters, reduce_bias);
   take(&ProjectionSums::expand, filters * wide, expand);
   take(&ProjectionSums::expand_bias, wide, expand_bias);  // zeros where there is none
