@@ -62,7 +62,6 @@ class Shape:
 
     def options(self) -> dict[str, Any]:
         """Attributes of a call."""
-
         return {
             "kernel": np.int64(self.kernel),
             "stride": np.int64(self.stride),

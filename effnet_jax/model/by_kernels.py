@@ -1,5 +1,6 @@
 """Units of the network by the CPU's kernels: parameters taken from their layers, batch norm folded into them."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from jax import Array, lax
 from effnet_jax.errors import ConfigError
 from effnet_jax.kernels import blocks
 from effnet_jax.kernels.build import available
+from effnet_jax.model.batch_norm import EPSILON
 from effnet_jax.model.convolutions import patches
 from effnet_jax.model.variants import Block
 
@@ -61,6 +63,31 @@ def convolution(inputs: Array, conv: Any, batch_norm: Any, update: bool, relu6: 
     return blocks.first_half(blocks.Shape(1, relu6=relu6), inputs, kernel, bias, taps, moments=False)[0]
 
 
+@functools.partial(jax.checkpoint, static_argnums=(0,))
+def _branch(
+    shape: blocks.Shape,
+    inputs: Array,
+    expand: Array,
+    expand_bias: Array,
+    taps: Array,
+    scale: Array,
+    bias: Array,
+    excite: tuple[Array, ...],
+    project: Array,
+) -> tuple[Array, Array, Array]:
+    """A block up to its projection with the batch's statistics, and these.
+
+    What the depthwise convolution makes is computed again in the backward pass: kept, it would be most of a step's
+    memory, and on the CPU fresh memory costs more than the work.
+    """
+    outputs, mean, var = blocks.first_half(shape, inputs, expand, expand_bias, taps)
+    factor = scale * lax.rsqrt(var + EPSILON)
+    outputs = blocks.second_half(
+        outputs, factor, bias - mean * factor, blocks.Excite(*excite), project, relu6=shape.relu6
+    )
+    return outputs, lax.stop_gradient(mean), lax.stop_gradient(var)
+
+
 def block(inputs: Array, block: Block, parts: Parts, update: bool, relu6: bool, kept: Array | None) -> Array:
     """A whole block; `kept` [N] is what stochastic depth multiplies each branch with, or None."""
     channels, wide = inputs.shape[-1], block.expanded_filters
@@ -75,9 +102,10 @@ def block(inputs: Array, block: Block, parts: Parts, update: bool, relu6: bool, 
     if "se_reduce" in parts:
         excite = blocks.Excite(*parts["se_reduce"].weights(wide), *parts["se_expand"].weights(block.se_filters))
     if update:
-        outputs, mean, var = blocks.first_half(shape, inputs, expand, expand_bias, taps)
-        factor, shift = parts["depthwise_bn"].affine(wide, (mean, var))
-        outputs = blocks.second_half(outputs, factor, shift, excite, project, relu6=relu6)
+        norm = parts["depthwise_bn"]
+        operands = (inputs, expand, expand_bias, taps, *norm.scale_and_bias(wide), excite.arrays(), project)
+        outputs, *moments = _branch(shape, *operands)
+        norm.affine(wide, moments)
         outputs = parts["project_bn"](outputs, True)
         if kept is not None:
             outputs = outputs * kept[:, None, None, None]

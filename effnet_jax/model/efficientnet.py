@@ -361,9 +361,9 @@ def create_model(
         moments of their inputs: less traffic on TPU, the same numbers up to rounding.
       lowering: `"platform"`: for each platform the form that XLA runs fastest there, with gradients of its own.
         `"auto"`: the same, but where a process computes on one CPU in float32, and has a C++ compiler, by kernels of
-        this package: much faster, for this machine alone. `"kernels"`: by these in any case. `"native"`: XLA's own convolutions everywhere and nothing but
-        JAX's own derivatives, so that `jax.jvp`, `jacfwd` and `hessian` work, and programs that know no more than plain
-        operations can be made of it. Much slower on the CPU.
+        this package: much faster, for this machine alone. `"kernels"`: by these in any case. `"native"`: XLA's own
+        convolutions everywhere and nothing but JAX's own derivatives, so that `jax.jvp`, `jacfwd` and `hessian` work,
+        and programs that know no more than plain operations can be made of it. Much slower on the CPU.
 
     Returns:
       A Linen module; `model.init(key, images)` makes `{"params": …, "batch_stats": …}`.

@@ -116,6 +116,10 @@ class BatchNorm(nn.Module):
             self.variable("batch_stats", "var", jnp.ones, (channels,)),
         )
 
+    def scale_and_bias(self, channels: int) -> tuple[Array, Array]:
+        """The parameters, [channels] each."""
+        return self._variables(channels)[:2]
+
     def affine(self, channels: int, moments: tuple[Array, Array] | None = None) -> tuple[Array, Array]:
         """What batch norm does to each channel: (factor, shift), so that it makes factor * inputs + shift.
 
