@@ -1,6 +1,5 @@
 """keras.applications on TensorFlow or on JAX, each under its own compiler of whole functions."""
 
-import importlib.util
 import os
 from collections.abc import Callable
 from importlib import metadata
@@ -9,11 +8,10 @@ from typing import Any
 
 def versions() -> str:
     """What runs."""
-    return ", ".join(f"{name} {metadata.version(name)}" for name in ("keras", "tensorflow", "jax") if _has(name))
-
-
-def _has(name: str) -> bool:
-    return importlib.util.find_spec(name) is not None
+    found = {d.metadata["Name"]: d.version for d in metadata.distributions()}
+    return ", ".join(
+        f"{name} {found[name]}" for name in ("keras", "tensorflow", "tensorflow-cpu", "jax") if name in found
+    )
 
 
 def make(case: dict[str, Any], backend: str) -> Callable[[], Any]:
