@@ -13,6 +13,7 @@ of all with batch norm trained.
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -131,6 +132,7 @@ def machine_peaks() -> dict[str, float]:
     return {"products_gflops": float(told[0]), "copies_gbytes": float(told[1])}
 
 
+@functools.cache
 def flops_of(variant: str, resolution: int) -> float:
     """Floating-point operations of one image's forward pass, as XLA counts them."""
     code = (

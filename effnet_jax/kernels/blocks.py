@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from effnet_jax.kernels.build import TARGETS
+from effnet_jax.errors import ConfigError
+from effnet_jax.kernels.build import TARGETS, available
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +72,8 @@ class Shape:
 
 
 def _call(name: str, shapes: Any, *operands: Array, **options: Any) -> Any:
+    if not available():
+        raise ConfigError("the CPU's kernels are not here: see `effnet_jax.kernels.build.available`")
     outputs = jax.tree.map(lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32), shapes, is_leaf=_is_shape)
     return jax.ffi.ffi_call(TARGETS[name], outputs, vmap_method="sequential")(*operands, **options)
 

@@ -18,6 +18,7 @@ import jax
 import jaxlib
 
 from effnet_jax.cache import cache_folder, one_at_a_time
+from effnet_jax.files import write_bytes
 
 _SOURCES = Path(__file__).with_name("cpp")
 _HANDLERS = (
@@ -111,7 +112,7 @@ def _compile(compiler: str, library: Path, failure: Path) -> None:
     logging.getLogger(__name__).warning(
         "the CPU's kernels could not be built, and it computes more slowly: %s", failure
     )
-    failure.write_text(told)
+    write_bytes(failure, told.encode())
 
 
 def _processor() -> str:

@@ -20,6 +20,12 @@ Average = Callable[[Any], Any]  # over the devices that share a batch; or the id
 EPSILON = 1e-3  # Source: efficientnet_builder.py.
 
 
+def affine(scale: Array, bias: Array, mean: Array, var: Array) -> tuple[Array, Array]:
+    """What batch norm with given statistics does to each channel: (factor, shift), for factor * inputs + shift."""
+    factor = scale * lax.rsqrt(var + EPSILON)
+    return factor, bias - mean * factor
+
+
 def normalise(
     inputs: Array, scale: Array, bias: Array, mean: Array, var: Array, activation: Activation | None, dtype: Any
 ) -> Array:

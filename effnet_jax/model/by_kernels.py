@@ -11,45 +11,54 @@ from jax import Array, lax
 from effnet_jax.errors import ConfigError
 from effnet_jax.kernels import blocks
 from effnet_jax.kernels.build import available
-from effnet_jax.model.batch_norm import EPSILON
+from effnet_jax.model.batch_norm import affine, pointwise_moments
 from effnet_jax.model.convolutions import patches
+from effnet_jax.model.layers import stochastic_depth
 from effnet_jax.model.variants import Block
 
 Parts = Mapping[str, Any]  # the layers of a block, by name
 
 
-def chosen(lowering: str, dtype: Any) -> bool:
+def chosen(lowering: str, dtype: Any, axis_name: Any = None) -> bool:
     """Whether what is traced now runs by the kernels: asked for, or fit for it.
 
-    They compute in float32 on the one CPU that a process has: XLA does not know how to share them between devices.
+    They compute in float32 on the one CPU that a process has: XLA does not know how to share them between devices, and
+    statistics of other devices do not reach them.
 
     Raises:
       ConfigError: asked for, and not possible.
     """
-    fits = dtype == jnp.float32 and not jax.config.read("jax_enable_x64") and jax.default_backend() == "cpu"
+    fits = (
+        dtype == jnp.float32
+        and axis_name is None
+        and not jax.config.read("jax_enable_x64")
+        and jax.default_backend() == "cpu"
+    )
     if lowering == "auto":
         return fits and jax.device_count() == 1 and available()
     if lowering == "kernels" and not (fits and available()):
-        raise ConfigError("lowering='kernels' needs float32, a CPU and a C++ compiler: leave it at 'auto'")
+        raise ConfigError(
+            "lowering='kernels' needs float32, a CPU, a C++ compiler, and batch norm of one device: leave it at 'auto'"
+        )
     return lowering == "kernels"
 
 
-def _moments(inputs: Array, kernel: Array) -> tuple[Array, Array]:
-    """Mean and population variance of inputs [..., C] · kernel [C, F], from the moments of the inputs.
-
-    They are narrower than what is made of them, which is then never written.
-    """
-    rows = inputs.reshape(-1, inputs.shape[-1])
-    mean = jnp.mean(rows, 0)
-    centred = rows - mean
-    covariance = centred.T @ centred / rows.shape[0]
-    return mean @ kernel, jnp.maximum(jnp.sum(kernel * (covariance @ kernel), 0), 0.0)
-
-
 def _folded(inputs: Array, kernel: Array, batch_norm: Any, update: bool) -> tuple[Array, Array]:
-    """A 1×1 convolution and its batch norm as one: kernel [in, out] and bias [out]."""
-    moments = _moments(inputs, kernel) if update else None
-    factor, shift = batch_norm.affine(kernel.shape[1], moments)
+    """A 1×1 convolution and its batch norm as one: kernel [in, out] and bias [out].
+
+    The batch's statistics come from the moments of the inputs, which are narrower than what is made of them; that is
+    then never written. The inputs are centred first: a mean far from zero would cost the variance its digits.
+    """
+    filters = kernel.shape[1]
+    if update:
+        centre = lax.stop_gradient(jnp.mean(inputs, (0, 1, 2)))
+        mean, var = pointwise_moments(inputs - centre, kernel)
+        mean = mean + centre @ kernel
+        batch_norm.keep(mean, var)
+    else:
+        mean, var = batch_norm.statistics(filters)
+    scale, bias = batch_norm.scale_and_bias(filters)
+    factor, shift = affine(scale, bias, mean, var)
     return kernel * factor, shift
 
 
@@ -81,11 +90,14 @@ def _branch(
     memory, and on the CPU fresh memory costs more than the work.
     """
     outputs, mean, var = blocks.first_half(shape, inputs, expand, expand_bias, taps)
-    factor = scale * lax.rsqrt(var + EPSILON)
-    outputs = blocks.second_half(
-        outputs, factor, bias - mean * factor, blocks.Excite(*excite), project, relu6=shape.relu6
-    )
+    factor, shift = affine(scale, bias, mean, var)
+    outputs = blocks.second_half(outputs, factor, shift, blocks.Excite(*excite), project, relu6=shape.relu6)
     return outputs, lax.stop_gradient(mean), lax.stop_gradient(var)
+
+
+def _still(batch_norm: Any, channels: int) -> tuple[Array, Array]:
+    (scale, bias), (mean, var) = batch_norm.scale_and_bias(channels), batch_norm.statistics(channels)
+    return affine(scale, bias, mean, var)
 
 
 def block(inputs: Array, block: Block, parts: Parts, update: bool, relu6: bool, kept: Array | None) -> Array:
@@ -104,14 +116,14 @@ def block(inputs: Array, block: Block, parts: Parts, update: bool, relu6: bool, 
     if update:
         norm = parts["depthwise_bn"]
         operands = (inputs, expand, expand_bias, taps, *norm.scale_and_bias(wide), excite.arrays(), project)
-        outputs, *moments = _branch(shape, *operands)
-        norm.affine(wide, moments)
+        outputs, mean, var = _branch(shape, *operands)
+        norm.keep(mean, var)
         outputs = parts["project_bn"](outputs, True)
         if kept is not None:
-            outputs = outputs * kept[:, None, None, None]
+            outputs = stochastic_depth(outputs, kept)
         return outputs + inputs if block.skip else outputs
-    factor, shift = parts["depthwise_bn"].affine(wide)
-    project_factor, project_shift = parts["project_bn"].affine(block.out_filters)
+    factor, shift = _still(parts["depthwise_bn"], wide)
+    project_factor, project_shift = _still(parts["project_bn"], block.out_filters)
     return blocks.block(
         shape,
         inputs,

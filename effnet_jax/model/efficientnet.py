@@ -168,7 +168,7 @@ class EfficientNet(nn.Module):
             # Computed again in the backward pass; `update_batch_norm` is not an array.
             return nn.remat(module, static_argnums=(2,)) if _includes(self.remat, unit) else module
 
-        kernels = by_kernels.chosen(self.lowering, self.dtype)
+        kernels = by_kernels.chosen(self.lowering, self.dtype, self.batch_norm_axis)
         self.stem = kind(Stem, "stem")(self.variant, self.normalization, batch_norm, conv, self.dtype, kernels)
         for block in self.variant.blocks:
             # The variant's rates belong to a deepest survival probability of 0.8; another one scales them.

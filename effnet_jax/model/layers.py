@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from effnet_jax.model.batch_norm import (
-    EPSILON,
     moments_natively,
     normalise,
     normalise_batch,
@@ -120,19 +119,15 @@ class BatchNorm(nn.Module):
         """The parameters, [channels] each."""
         return self._variables(channels)[:2]
 
-    def affine(self, channels: int, moments: tuple[Array, Array] | None = None) -> tuple[Array, Array]:
-        """What batch norm does to each channel: (factor, shift), so that it makes factor * inputs + shift.
+    def statistics(self, channels: int) -> tuple[Array, Array]:
+        """The stored mean and variance, [channels] each."""
+        _, _, mean, var = self._variables(channels)
+        return mean.value, var.value
 
-        Args:
-          channels: how many.
-          moments: mean and population variance of a batch, which then enter the stored statistics; None: by these.
-        """
-        scale, bias, stored_mean, stored_var = self._variables(channels)
-        mean, var = moments if moments is not None else (stored_mean.value, stored_var.value)
-        if moments is not None:
-            self._keep(stored_mean, stored_var, lax.stop_gradient(mean), lax.stop_gradient(var))
-        factor = scale * lax.rsqrt(var + EPSILON)
-        return factor, bias - mean * factor
+    def keep(self, mean: Array, var: Array) -> None:
+        """Has a batch's mean and population variance, [channels], enter the stored statistics."""
+        _, _, stored_mean, stored_var = self._variables(mean.shape[0])
+        self._keep(stored_mean, stored_var, lax.stop_gradient(mean), lax.stop_gradient(var))
 
     def _keep(self, stored_mean: Any, stored_var: Any, mean: Array, var: Array) -> None:
         keep = self.momentum

@@ -1,16 +1,26 @@
 """The CPU's kernels against XLA's own convolutions in float64, value and gradients."""
 
+import os
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from effnet_jax import create_model
+from effnet_jax.errors import ConfigError
 from effnet_jax.kernels import blocks
 from effnet_jax.kernels.build import available
 from effnet_jax.model.convolutions import native_conv
 
-pytestmark = pytest.mark.skipif(not available(), reason="there is no C++ compiler here")
+COMPILERS = ("c++", "g++", "clang++", os.environ.get("CXX") or "c++")
+pytestmark = pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="there is no C++ compiler here")
+
+
+def test_a_machine_with_a_compiler_has_them():
+    assert available()
+
 
 # batch, height, width, in, wide, out, kernel, stride, relu6, skip, squeeze-and-excite's filters, expands
 CASES = [
@@ -192,3 +202,20 @@ def test_what_is_no_number_stays_none(images):
     model = create_model("b0", num_classes=5, lowering="kernels")
     logits = jax.jit(model.apply)(_variables(model), images.at[1, 3, 4, 0].set(jnp.nan))
     assert np.isnan(logits[1]).all() and np.isfinite(logits[np.array([0, 2])]).all()
+
+
+def test_an_empty_batch_is_one():
+    model = create_model("b0", num_classes=5, lowering="kernels")
+    variables = _variables(model)
+
+    def loss_of(params, images):
+        return model.apply({**variables, "params": params}, images).sum()
+
+    gradients = jax.jit(jax.grad(loss_of))(variables["params"], jnp.zeros((0, 64, 64, 3)))
+    assert not any(np.abs(leaf).max() for leaf in jax.tree.leaves(gradients))
+
+
+def test_statistics_of_several_devices_are_refused():
+    model = create_model("b0", num_classes=5, lowering="kernels", batch_norm_axis="devices")
+    with pytest.raises(ConfigError, match="batch norm of one device"):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))

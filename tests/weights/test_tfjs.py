@@ -260,3 +260,25 @@ def test_images_from_0_to_1(values, tmp_path):
     graph.nodes[4]["input"][0] = "times"
     with open_checkpoint(graph_model.write(tmp_path / "m", graph)) as checkpoint:
         assert checkpoint.about.normalization("m") == "lite"
+
+
+@pytest.mark.parametrize("count", [40, pytest.param(1000, marks=pytest.mark.slow)])
+def test_damaged_graphs(graphs, tmp_path, count):
+    """An error, or the numbers that it held. Shards have no checksums, so that it is the graph which is damaged."""
+    graph_model.write(tmp_path / "m", graphs())
+    path, random, held = tmp_path / "m" / "model.json", np.random.default_rng(0), 0
+    known, data = flatten(read(path)), path.read_bytes()
+    for number in range(count):
+        content = bytearray(data)
+        for place in random.integers(len(data), size=random.integers(1, 4)):
+            content[place] = random.integers(256) if number % 2 else random.choice(list(b'0123456789"[]{},:ae/_'))
+        path.write_bytes(content[: random.integers(len(content))] if number % 10 == 0 else content)
+        try:
+            found = flatten(read(path))
+        except CheckpointError:
+            continue
+        held += 1
+        assert found.keys() == known.keys()
+        for name, array in known.items():
+            np.testing.assert_array_equal(found[name], array, err_msg=str((number, name)))
+    assert held < count

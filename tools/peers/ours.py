@@ -1,14 +1,10 @@
 """This package's programs: forward passes and gradients, as its training steps have them."""
 
-import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
 from effnet_jax import create_model
 from effnet_jax.train.step.freeze import FreezePlan

@@ -1,14 +1,10 @@
 """The network as guides write it: Flax Linen's layers (`plain_flax.py`), or Flax NNX's as jax-ml/bonsai uses them."""
 
-import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
 from effnet_jax.model.variants import get_variant
 

@@ -46,7 +46,7 @@ Excite ExciteOf(const Floats& reduce, const Floats& reduce_bias, const Floats& e
 // Groups of images, each of which one thread takes in order.
 struct Groups {
   int count, images;
-  Groups(const Sizes& s, const Threads& threads) : count(std::min(s.batch, threads.count())), images(s.batch) {}
+  Groups(const Sizes& s, const Threads& threads) : count(std::max(1, std::min(s.batch, threads.count()))), images(s.batch) {}
   int Begin(int group) const { return static_cast<long>(images) * group / count; }
 };
 
@@ -71,24 +71,9 @@ void Activate(const float* from, const Projection& w, int panel, const Sizes& s,
     for (int q = 0; q < s.columns; ++q) {
       const Vec z = Load(from + q * kPanel + v * kLanes) * scale + bias;
       const long at = (first + q) * stride + c;
-      if (slopes) {
-        Vec slope;
-        Store(values + at, Activation::Value(z, &slope));
-        Store(slopes + at, slope);
-      } else {
-        Store(values + at, Activation::Value(z));
-      }
+      StoreActivated<Activation>(z, values + at, slopes ? slopes + at : nullptr);
     }
   }
-}
-
-// The mean over an image of values [outputs, stride].
-void Mean(const Sizes& s, const float* values, float* mean) {
-  const int stride = Stride(s), outputs = s.outputs();
-  std::memset(mean, 0, 4 * stride);
-  for (int i = 0; i < outputs; ++i)
-    for (int c = 0; c < stride; c += kLanes) Add(mean + c, Load(values + static_cast<long>(i) * stride + c));
-  for (int c = 0; c < stride; ++c) mean[c] /= outputs;
 }
 
 template <typename Activation>
@@ -109,8 +94,7 @@ void Forward(const Threads& threads, const Sizes& s, const Options& options, con
                                      });
     });
     Gates gates(s, p.excite, Scratch(kSmallSlot, Gates::Floats(s, p.excite)));
-    if (p.excite.filters) Mean(s, values, gates.mean);
-    gates.Compute(s, p.excite);
+    gates.Compute(s, p.excite, values);
     const float kept = keep[n];
     const int pieces = inner.count() > 1 ? std::min(s.outputs(), 4 * inner.count()) : 1;
     inner.Run(pieces, [&](int piece) {
@@ -248,13 +232,7 @@ void ActivateImage(const Sizes& s, const Projection& p, const float* from, float
       const Vec z = LoadSome(from + static_cast<long>(i) * s.wide + c, s.wide - c) * Load(p.scale.data() + c) +
                     Load(p.bias.data() + c);
       const long at = static_cast<long>(i) * stride + c;
-      if (slopes) {
-        Vec slope;
-        Store(values + at, Activation::Value(z, &slope));
-        Store(slopes + at, slope);
-      } else {
-        Store(values + at, Activation::Value(z));
-      }
+      StoreActivated<Activation>(z, values + at, slopes ? slopes + at : nullptr);
     }
 }
 
@@ -264,8 +242,7 @@ void ProjectForward(const Threads& threads, const Sizes& s, const Projection& p,
     float* values = Scratch(kImageSlot, static_cast<size_t>(s.outputs()) * Stride(s));
     ActivateImage<Activation>(s, p, depthwise + static_cast<long>(n) * s.outputs() * s.wide, values, nullptr);
     Gates gates(s, p.excite, Scratch(kSmallSlot, Gates::Floats(s, p.excite)));
-    if (p.excite.filters) Mean(s, values, gates.mean);
-    gates.Compute(s, p.excite);
+    gates.Compute(s, p.excite, values);
     Project(s, p, values, 0, s.outputs(), gates.gates, out + static_cast<long>(n) * s.outputs() * s.out);
   });
 }

@@ -95,13 +95,7 @@ __attribute__((noinline)) inline void Expand(const Sizes& s, const Expansion& w,
       for (int v = 0; v < kVectors; ++v) {
         const long at = i * kPanel + v * kLanes;
         const Vec z = Load(sums + r * row + at) + bias[v];
-        if (slopes) {
-          Vec slope;
-          Store(values + r * to_row + at, Activation::Value(z, &slope));
-          Store(slopes + r * row + at, slope);
-        } else {
-          Store(values + r * to_row + at, Activation::Value(z));
-        }
+        StoreActivated<Activation>(z, values + r * to_row + at, slopes ? slopes + r * row + at : nullptr);
       }
 }
 

@@ -30,6 +30,15 @@ struct Projection {
 
 inline int Stride(const Sizes& s) { return PaddedTo(s.wide, kLanes); }  // of a pixel's channels in scratch
 
+// The mean over an image of values [outputs, stride].
+inline void Mean(const Sizes& s, const float* values, float* mean) {
+  const int stride = Stride(s), outputs = s.outputs();
+  std::memset(mean, 0, 4 * stride);
+  for (int i = 0; i < outputs; ++i)
+    for (int c = 0; c < stride; c += kLanes) Add(mean + c, Load(values + static_cast<long>(i) * stride + c));
+  for (int c = 0; c < stride; ++c) mean[c] /= outputs;
+}
+
 // What squeeze-and-excite made of one image's mean, kept for its gradient.
 struct Gates {
   float *mean, *reduced, *hidden, *gates;  // [stride], [filters] twice, [stride]
@@ -40,11 +49,13 @@ struct Gates {
     return 2 * Stride(s) + 2 * PaddedTo(se.filters, kLanes);
   }
 
-  void Compute(const Sizes& s, const Excite& se) {
+  // values [outputs, stride].
+  void Compute(const Sizes& s, const Excite& se, const float* values) {
     if (!se.filters) {
       for (int c = 0; c < Stride(s); ++c) gates[c] = 1.0f;
       return;
     }
+    Mean(s, values, mean);
     for (int j = 0; j < PaddedTo(se.filters, kLanes); ++j) reduced[j] = j < se.filters ? se.reduce_bias[j] : 0.0f;
     for (int c = 0; c < s.wide; ++c)
       for (int j = 0; j < se.filters; ++j) reduced[j] += mean[c] * se.reduce[c * se.filters + j];
@@ -72,12 +83,22 @@ inline void Project(const Sizes& s, const Projection& w, float* values, int begi
   }
 }
 
+inline float Dot(const float* a, const float* b, int count) {
+  Vec part = {};
+  int i = 0;
+  for (; i + kLanes <= count; i += kLanes) part += Load(a + i) * Load(b + i);
+  float total = 0;
+  for (int v = 0; v < kLanes; ++v) total += part[v];
+  for (; i < count; ++i) total += a[i] * b[i];
+  return total;
+}
+
 // Sums over images of the gradients of a projection's parameters.
 struct ProjectionSums {
   float *kernel, *scale, *bias, *reduce, *reduce_bias, *expand, *expand_bias;
   static size_t Floats(const Sizes& s, const Excite& se) {
     const size_t padded = static_cast<size_t>(Panels(s.wide)) * kPanel;
-    return padded * (s.out + 3) + se.filters * (2 * padded + 1);  // as below
+    return padded * (s.out + 3) + se.filters * (2 * padded + 1);
   }
   ProjectionSums(const Sizes& s, const Excite& se, float* at) {
     const size_t padded = static_cast<size_t>(Panels(s.wide)) * kPanel;
@@ -101,14 +122,8 @@ inline void ProjectBackward(const Sizes& s, const Projection& w, const float* va
   Gates gates(s, se, small);
   float *gate_gradient = small + Gates::Floats(s, se), *mean_gradient = gate_gradient + stride;
   float* hidden_gradient = mean_gradient + stride;
-  std::memset(gates.mean, 0, 4 * stride);
   std::memset(mean_gradient, 0, 4 * stride);
-  if (se.filters) {
-    for (int i = 0; i < outputs; ++i)
-      for (int c = 0; c < stride; c += kLanes) Add(gates.mean + c, Load(values + static_cast<long>(i) * stride + c));
-    for (int c = 0; c < stride; ++c) gates.mean[c] /= outputs;
-  }
-  gates.Compute(s, se);
+  gates.Compute(s, se, values);
 
   // valuesᵀ · cotangent [wide, out] gives the kernel's gradient and the gates'.
   float* packed = Scratch(kPackedSlot, static_cast<size_t>(Panels(s.out)) * kPanel * outputs);
@@ -117,29 +132,16 @@ inline void ProjectBackward(const Sizes& s, const Projection& w, const float* va
   MultiplyTransposed(s.wide, outputs, s.out, values, stride, packed, outputs, product, s.out, false);
   for (int c = 0; c < s.wide; ++c) {
     const float* row = product + static_cast<long>(c) * s.out;
-    float *to = sums.kernel + static_cast<long>(c) * s.out, gate = gates.gates[c], total = 0;
-    for (int o = 0; o < s.out; ++o) {
-      to[o] += gate * row[o];
-    }
-    if (se.filters) {
-      int o = 0;
-      Vec part = {};
-      for (; o + kLanes <= s.out; o += kLanes) part += Load(row + o) * Load(w.plain + static_cast<long>(c) * s.out + o);
-      for (int v = 0; v < kLanes; ++v) total += part[v];
-      for (; o < s.out; ++o) total += row[o] * w.plain[static_cast<long>(c) * s.out + o];
-    }
-    gate_gradient[c] = total * gate * (1.0f - gate);  // through the sigmoid
+    float *to = sums.kernel + static_cast<long>(c) * s.out, gate = gates.gates[c];
+    for (int o = 0; o < s.out; ++o) to[o] += gate * row[o];
+    if (se.filters)  // through the sigmoid
+      gate_gradient[c] = Dot(row, w.plain + static_cast<long>(c) * s.out, s.out) * gate * (1.0f - gate);
   }
   if (se.filters) {
     for (int j = 0; j < se.filters; ++j) {
-      float total = 0;
-      const float* row = se.expand + static_cast<long>(j) * s.wide;
-      Vec part = {};
-      int c = 0;
-      for (; c + kLanes <= s.wide; c += kLanes) part += Load(row + c) * Load(gate_gradient + c);
-      for (int v = 0; v < kLanes; ++v) total += part[v];
-      for (; c < s.wide; ++c) total += row[c] * gate_gradient[c];
-      for (c = 0; c < s.wide; ++c) sums.expand[static_cast<long>(j) * s.wide + c] += gates.hidden[j] * gate_gradient[c];
+      const float total = Dot(se.expand + static_cast<long>(j) * s.wide, gate_gradient, s.wide);
+      for (int c = 0; c < s.wide; ++c)
+        sums.expand[static_cast<long>(j) * s.wide + c] += gates.hidden[j] * gate_gradient[c];
       const float r = gates.reduced[j], gate = Sigmoid(All(r))[0];
       hidden_gradient[j] = total * (gate + gates.hidden[j] * (1.0f - gate));
       sums.reduce_bias[j] += hidden_gradient[j];

@@ -109,6 +109,15 @@ struct Relu6 {
   }
 };
 
+// An activation of z, and its derivative where there is a place for it.
+template <typename Activation>
+inline void StoreActivated(Vec z, float* value, float* slope) {
+  if (!slope) return Store(value, Activation::Value(z));
+  Vec derivative;
+  Store(value, Activation::Value(z, &derivative));
+  Store(slope, derivative);
+}
+
 // Memory whose panels begin where a vector may: a load across two lines of the cache costs two.
 template <typename T>
 struct Aligned {
