@@ -10,7 +10,7 @@ def versions() -> str:
     """What runs."""
     found = {d.metadata["Name"]: d.version for d in metadata.distributions()}
     return ", ".join(
-        f"{name} {found[name]}" for name in ("keras", "tensorflow", "tensorflow-cpu", "jax") if name in found
+        f"{name} {found[name]}" for name in ("keras", "tensorflow", "tensorflow_cpu", "jax") if name in found
     )
 
 
