@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from effnet_jax.model import batch_norm, efficientnet
+from effnet_jax.model import batch_norm, units
 from effnet_jax.model.efficientnet import create_model
 
 EPSILON = batch_norm.EPSILON
@@ -119,7 +119,7 @@ def test_devices_that_share_a_batch_get_its_gradient(form):
 
 def test_a_networks_gradient_is_the_same_by_narrow_moments(monkeypatch):
     """Wired through the blocks: with every expansion called wide, against each layer's own statistics."""
-    monkeypatch.setattr(efficientnet, "_WIDE", 0)
+    monkeypatch.setattr(units, "_WIDE", 0)
     images = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3)).astype(np.float32)
     plain, narrow = (create_model("b0", num_classes=4, batch_norm_narrow_moments=given) for given in (False, True))
     variables = jax.jit(plain.init)(jax.random.key(0), images)
