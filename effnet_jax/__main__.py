@@ -8,6 +8,7 @@ from effnet_jax.errors import ConfigError, nearest, run_command
 COMMANDS = {
     "train": "trains as a recipe says, and resumes",
     "predict": "classifies photographs",
+    "evaluate": "measures weights on labelled images",
     "weights": "lists, shows and fetches published weights",
     "port": "makes a weights dir of weights of any kind",
     "export": "writes weights for other programs; makes a weights dir of a run's checkpoint",

@@ -54,7 +54,9 @@ class Classifier:
         self._batch_size = batch_size
         self.class_names = metadata.class_names or tuple(str(index) for index in range(metadata.num_classes))
         self._variables = jax.device_put(variables)
-        self._predict = jax.jit(lambda variables, images: jax.nn.softmax(jnp.asarray(model.apply(variables, images))))
+        self._predict = jax.jit(
+            lambda variables, images: jax.nn.softmax(jnp.asarray(model.apply(variables, images)) / metadata.temperature)
+        )
 
     def __call__(self, images: Sequence[ImageLike] | np.ndarray) -> np.ndarray:
         """Classifies images.

@@ -17,6 +17,9 @@ from effnet_jax.weights.layouts import LAYOUTS
 from effnet_jax.weights.metadata import Metadata
 from effnet_jax.weights.store import write_weights
 
+# XLA's level of optimisation: a computation that runs once is compiled in half the time.
+QUICK_COMPILE = {"xla_backend_optimization_level": 0}
+
 _DEVIATION = math.sqrt((65536.0**2 - 1.0) / 3.0)  # of the sum of four 16-bit uniforms
 
 

@@ -1,5 +1,6 @@
 """The end of a run: weights, the picture, the summary, and the last words with the next command."""
 
+import dataclasses
 import shlex
 import sys
 import time
@@ -12,29 +13,40 @@ from etils import epath
 
 from effnet_jax import files, hosts
 from effnet_jax.data.sources.base import Source
+from effnet_jax.metrics.figures import percent
 from effnet_jax.train.cache.fill import sweep_caches
+from effnet_jax.train.judging import Judged
 from effnet_jax.train.meter import duration
 from effnet_jax.train.run import Run, Standing
 from effnet_jax.train.rundir.attempts import provenance, read_attempts
 from effnet_jax.train.rundir.checkpoints import best_step
-from effnet_jax.train.rundir.export import WEIGHTS, WEIGHTS_EMA, trained_metadata, write_run_weights
+from effnet_jax.train.rundir.export import WEIGHTS, trained_metadata, write_run_weights
 from effnet_jax.train.rundir.log import CURVES
 from effnet_jax.train.rundir.skipped import SKIPPED
 from effnet_jax.train.rundir.workdir import SUMMARY
-from effnet_jax.train.screen import percent
+
+EVALUATION = "evaluation.json"
 
 
-def finish_run(run: Run, standing: Standing) -> dict[str, Any]:
+def finish_run(run: Run, standing: Standing, judged: Mapping[str, Judged]) -> dict[str, Any]:
     """Writes what stays of a finished run, and says where it is.
+
+    Args:
+      run: what the run works with.
+      standing: at its end.
+      judged: its weights by name of their folder.
 
     Returns:
       The summary, as `summary.json` has it.
     """
-    state, folder = standing.state, run.workdir
-    choices = {WEIGHTS: state.variables} | ({WEIGHTS_EMA: state.ema} if state.ema is not None else {})
+    folder = run.workdir
     metadata = trained_metadata(folder.name, run.config, run.weights, run.sources["train"], run.phases[-1].feed)
     run.checkpoints.close()  # a last checkpoint that could not be written is told before the run calls itself finished
-    write_run_weights(folder, choices, metadata)
+    write_run_weights(
+        folder,
+        {name: of.variables for name, of in judged.items()},
+        {name: dataclasses.replace(metadata, temperature=of.temperature) for name, of in judged.items()},
+    )
     run.skipped.exchange()
     sweep_caches(run)
     summary = summarise(run, standing)
@@ -42,12 +54,18 @@ def finish_run(run: Run, standing: Standing) -> dict[str, Any]:
     with hosts.agree("the summary is written"):
         if hosts.is_first():
             run.log.flush()
+            if evaluations := {name: _as_json(of) for name, of in judged.items() if of.evaluations}:
+                files.write_json(folder / EVALUATION, evaluations)
             files.write_json(folder / SUMMARY, summary)
     for line in closing_words(run, summary):
         run.screen.say(line)
     if trouble:
         run.screen.say(f"warning: {trouble}")
     return summary
+
+
+def _as_json(judged: Judged) -> dict[str, Any]:
+    return {split: evaluation.as_json() for split, evaluation in judged.evaluations.items()}
 
 
 def summarise(run: Run, standing: Standing) -> dict[str, Any]:

@@ -16,12 +16,14 @@ from etils import epath
 from effnet_jax import hosts
 from effnet_jax.data.loader import prefetch
 from effnet_jax.errors import DataError, DiskError, PathError, RunError, Stopped
+from effnet_jax.metrics.figures import percent
 from effnet_jax.train import advice
 from effnet_jax.train.cache.fill import prepare_cache, sweep_caches
 from effnet_jax.train.cache.store import TrunkCache
 from effnet_jax.train.compiling import CompileClock, first_step_words
 from effnet_jax.train.evaluation import Results, evaluate
 from effnet_jax.train.finish import finish_run, finished_words
+from effnet_jax.train.judging import judge_run
 from effnet_jax.train.meter import Meter, mean
 from effnet_jax.train.phases import Phase
 from effnet_jax.train.profiling import Profile
@@ -30,7 +32,7 @@ from effnet_jax.train.run import Run, Standing, StopAsked
 from effnet_jax.train.rundir.export import trained_metadata
 from effnet_jax.train.rundir.progress import Progress
 from effnet_jax.train.rundir.snapshot import Snapshot
-from effnet_jax.train.screen import percent, phase_table, slowest_input
+from effnet_jax.train.screen import phase_table, slowest_input
 from effnet_jax.train.start import check_run, open_run
 from effnet_jax.train.step.optimizers import observe, plateau_scale
 from effnet_jax.train.step.state import TrainState, enter_phase
@@ -65,6 +67,7 @@ def train(config: Any, workdir: epath.PathLike, *, devices: Sequence[jax.Device]
             for phase in run.phases[standing.progress.phase :]:
                 train_phase(run, phase, standing)
                 close_phase(run, phase, standing)
+            judged = judge_run(run, standing)
 
         # ---- nothing that was trained is lost
         except StopAsked as asked:
@@ -78,8 +81,8 @@ def train(config: Any, workdir: epath.PathLike, *, devices: Sequence[jax.Device]
             save_before_leaving(run, standing)
             raise
 
-        # ---- what stays: weights, curves, figures
-        return finish_run(run, standing)
+        # ---- what stays: weights, curves, figures, the report
+        return finish_run(run, standing, judged)
 
 
 def train_phase(run: Run, phase: Phase, standing: Standing) -> None:

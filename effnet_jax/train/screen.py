@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from effnet_jax.hosts import is_first, who
+from effnet_jax.metrics.figures import percent
 from effnet_jax.train.meter import Meter
 
 LONG_WAIT = 0.1  # share of the time that is worth a word
@@ -147,8 +148,3 @@ def slowest_input(waits: Sequence[float]) -> str:
         return ""
     share, most = percent(waits[slowest], 0), percent(max(others), 0)
     return f"{who(slowest)} waits {share} for its images, the others up to {most}"
-
-
-def percent(value: float, digits: int = 1) -> str:
-    """Returns a share as readers want it: `78.3 %`."""
-    return f"{100 * value:.{digits}f} %"

@@ -35,6 +35,7 @@ class Metadata:
       resolution: side of the images that the weights were made for, in pixels.
       num_classes: outputs of the classifier; 0 without one.
       class_names: one for each class, or none.
+      temperature: what logits are divided by before they are probabilities (`metrics.calibration`).
       ema: whether the values are moving averages; None where the source does not say.
       source: where the weights came from: for a ported file its `name`, `sha256` by file, and how many `tensors` were
         `ema` and `raw`; for trained weights `run`, `config` and `parent`.
@@ -51,6 +52,7 @@ class Metadata:
     class_names: tuple[str, ...] = ()
     evaluation: str = "crop"
     resize: str = "bicubic"
+    temperature: float = 1.0
     ema: bool | None = None
     source: dict[str, Any] = dataclasses.field(default_factory=dict)
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -114,6 +116,8 @@ class Metadata:
             value = getattr(self, key)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"its {key} is {value!r}")
+        if not isinstance(self.temperature, int | float) or not 0.0 < self.temperature < 1e6:
+            raise ValueError(f"its temperature is {self.temperature!r}")
         if self.ema not in (True, False, None):
             raise ValueError(f"its ema is {self.ema!r}")
         if not all(isinstance(name, str) for name in self.class_names):

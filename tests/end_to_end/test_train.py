@@ -44,6 +44,7 @@ def config(weights, image_folder):
     result.log_every = 1
     result.ema = 0.9
     result.checkpoint.minutes = 0.0  # at each epoch's end
+    result.report = result.calibrate = False  # most tests are not about them
     result.data.name = str(image_folder(per_class=PER_CLASS, size=(120, 110)))
     result.augment.flip = True
     result.phases = (
@@ -66,6 +67,7 @@ def same_weights(first, second):
 def test_a_run_leaves_figures_curves_and_weights(config, tmp_path, weights, capsys, monkeypatch):
     workdir = tmp_path / "run"
     config.profile_steps = (2, 3)
+    config.report = config.calibrate = True
     summary = train(config, workdir)
 
     assert [result["name"] for result in summary["phases"]] == ["head", "blocks"]
@@ -98,10 +100,20 @@ def test_a_run_leaves_figures_curves_and_weights(config, tmp_path, weights, caps
     assert list(workdir.glob("events.out.tfevents.*"))
     assert not [path.name for path in workdir.rglob("*partial*")]
 
+    judged = json.loads((workdir / "evaluation.json").read_text())
     for name, ema in (("weights", False), ("weights_ema", True)):
+        for split in ("validation", "test"):
+            figures = summary[f"{split}_ema" if ema else split]
+            assert judged[name][split]["count"] == figures["count"]
+            assert judged[name][split]["top1"] == pytest.approx(figures["accuracy"], abs=1e-6)
+        # Before the temperature was known, and with it.
+        assert judged[name]["validation"]["loss"] == pytest.approx(
+            summary["validation_ema" if ema else "validation"]["loss"], abs=1e-5
+        )
         _, metadata = read_weights(workdir / name)
         assert metadata.class_names == ("cat", "dog") and metadata.ema is ema and metadata.resolution == 32
         assert metadata.source["run"] == "run"
+        assert metadata.temperature == judged[name]["test"]["temperature"] != 1.0
         assert metadata.source["parent"]["weights"] == str(weights)
         for path, checksum in read_metadata(weights).checksums.items():
             collection, unit, layer = path.split("/")[:3]

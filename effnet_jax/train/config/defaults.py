@@ -47,6 +47,9 @@ def default_config() -> ConfigDict:
             "ema": 0.0,  # decay of moving averages; 0: none
             "eval_every": 1,  # epochs
             "log_every": 10,  # steps
+            # At the end a temperature is fitted on the validation split, and kept where it lowers the loss.
+            "calibrate": True,
+            "report": True,  # evaluation.json and report.html at the end
             "data": {
                 "name": "",
                 "data_dir": "",

@@ -11,7 +11,7 @@ from effnet_jax.train.config.defaults import PHASE_DEFAULTS, default_config, fla
 # Keys that change no number that a run has come to: what time and memory it takes, what it writes when and where, and
 # whether it goes on without a damaged image, which ended it.
 _NEUTRAL = re.compile(
-    r"remat|partition\.(fsdp|sharded)|cache_dir|compile_cache|profile_steps|log_every|checkpoint\..*|"
+    r"remat|partition\.(fsdp|sharded)|cache_dir|compile_cache|profile_steps|log_every|calibrate|report|checkpoint\..*|"
     r"data\.(workers|cache_gib|on_bad_image|duplicates)"
 )
 # Where data and weights lie: whether they are the same is judged by their contents, where the run dir knows these.

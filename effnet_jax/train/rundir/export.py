@@ -52,17 +52,17 @@ def trained_metadata(
     )
 
 
-def write_run_weights(folder: epath.Path, choices: Mapping[str, Any], metadata: Metadata) -> None:
+def write_run_weights(folder: epath.Path, choices: Mapping[str, Any], metadata: Mapping[str, Metadata]) -> None:
     """Writes weights dirs of a run, in place of those that a stopped attempt left.
 
     Args:
       folder: the run dir.
       choices: {`WEIGHTS` or `WEIGHTS_EMA`: variables}.
-      metadata: of the weights.
+      metadata: of each of them.
     """
     for name, variables in choices.items():
         path = folder / name
         with hosts.agree("room for weights is made"):
             if hosts.is_first():
                 files.remove(path)
-        write_weights(path, variables, dataclasses.replace(metadata, ema=name == WEIGHTS_EMA))
+        write_weights(path, variables, dataclasses.replace(metadata[name], ema=name == WEIGHTS_EMA))

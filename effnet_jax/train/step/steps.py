@@ -209,25 +209,41 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(model: Any, *, resolution: int, first: str | None = None) -> EvalStep:
-    """Makes the evaluation step: sums over a batch, so that adding them up is exact for any number of examples.
+def make_logits(model: Any, *, resolution: int, first: str | None = None) -> Callable[[Variables, Batch], jax.Array]:
+    """Makes (variables, batch with `image`) → logits [N, classes], as evaluation sees images.
 
     Args:
       model: from `create_model`.
       resolution: side of the images; small ones arrive as uint8 and are resized here.
       first: the unit to start from, where `image` holds what that unit takes; None is the stem.
-
-    Returns:
-      A function (variables, batch with `image`, `label`, `mask`) → sums `correct`, `loss`, `count`, float32 [].
     """
 
-    def eval_step(variables: Variables, batch: Batch) -> Metrics:
+    def logits(variables: Variables, batch: Batch) -> jax.Array:
         inputs = batch["image"]
         if inputs.dtype == jnp.uint8:
             inputs = resize_on_device(inputs, resolution)
         if first:
             inputs = inputs.astype(unit_dtype(model, inputs))
-        logits = model.apply(variables, inputs, first=first, method="run")
+        return model.apply(variables, inputs, first=first, method="run")
+
+    return logits
+
+
+def make_eval_step(model: Any, *, resolution: int, first: str | None = None) -> EvalStep:
+    """Makes the evaluation step: sums over a batch, so that adding them up is exact for any number of examples.
+
+    Args:
+      model: as of `make_logits`.
+      resolution: as of `make_logits`.
+      first: as of `make_logits`.
+
+    Returns:
+      A function (variables, batch with `image`, `label`, `mask`) → sums `correct`, `loss`, `count`, float32 [].
+    """
+    logits_of = make_logits(model, resolution=resolution, first=first)
+
+    def eval_step(variables: Variables, batch: Batch) -> Metrics:
+        logits = logits_of(variables, batch)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         correct = (jnp.argmax(logits, -1) == batch["label"]).astype(jnp.float32)
         mask = batch["mask"]

@@ -35,9 +35,6 @@ GRADIENTS = 2e-5  # ours against either
 MOMENTUM = 3e-5  # ours against the original's
 VANISHING = 1e-6  # of gradients that are 0 without rounding: of shifts that the next batch norm takes away
 
-# XLA's level of optimisation: a computation that runs once is compiled in half the time.
-QUICK_COMPILE = {"xla_backend_optimization_level": 0}
-
 
 @pytest.fixture(scope="session")
 def golden_train(golden):
@@ -109,7 +106,7 @@ def step_in_float64(golden_train, logits_of):
         def loss(params):
             return float64.cross_entropy(logits_of({**variables, "params": params}, images), targets)
 
-        compiled = jax.jit(jax.value_and_grad(loss), compiler_options=QUICK_COMPILE)
+        compiled = jax.jit(jax.value_and_grad(loss), compiler_options=synthetic.QUICK_COMPILE)
         return jax.tree.map(np.asarray, compiled(variables["params"]))
 
 

@@ -1,0 +1,238 @@
+"""Measures weights on labelled images: `python -m effnet_jax.evaluate WEIGHTS|RUN [--config.data.name=…]`.
+
+WEIGHTS is a weights dir or the name of published weights, RUN the run dir of a finished training, whose data is taken
+where no other is given. Prints accuracies with their 95 % intervals, calibration, the hardest classes and the most
+frequent confusions.
+
+    python -m effnet_jax.evaluate runs/quickstart --json=figures.json --pictures=pictures
+    python -m effnet_jax.evaluate noisy_student_b0 --config.data.name=IMAGENET_FOLDER --split=validation
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from effnet_jax import files, hosts
+from effnet_jax.data.loader import BadImages, eval_batches
+from effnet_jax.data.sources import open_dataset
+from effnet_jax.data.sources.base import Source
+from effnet_jax.errors import ConfigError, WeightsError, nearest, run_command
+from effnet_jax.metrics.answers import Answers, gather_answers, make_answer_step
+from effnet_jax.metrics.asking import answer_rows
+from effnet_jax.metrics.classes import match_classes
+from effnet_jax.metrics.evaluation import Evaluation
+from effnet_jax.metrics.figures import confusion_matrix
+from effnet_jax.train.config import default_config, flat, plain
+from effnet_jax.train.rundir.workdir import CONFIG, read_run_json
+from effnet_jax.train.screen import Counting
+from effnet_jax.train.step.partition import make_partition
+from effnet_jax.train.step.steps import make_logits
+from effnet_jax.weights.metadata import METADATA_FILE, Metadata
+from effnet_jax.weights.store import load_weights
+
+
+def evaluate(
+    weights: str,
+    config: Any,
+    *,
+    split: str = "test",
+    batch_size: int = 64,
+    tell: Any = lambda done, total: None,
+    **settings: Any,
+) -> Evaluation:
+    """Measures weights on a split.
+
+    Args:
+      weights: a weights dir, or the name of published weights.
+      config: with `data` (`default_config`): where the images are, and the split expressions.
+      split: `"train"`, `"validation"`, `"test"`, or a split expression.
+      batch_size: of all devices together.
+      tell: hears (examples done, of how many).
+      settings: of the model, as `create_model` takes them.
+
+    Raises:
+      EffnetError: weights without a classifier, data of other classes, an image that cannot be read, …
+    """
+    model, variables, metadata = load_weights(weights, **settings)
+    if not metadata.num_classes:
+        raise WeightsError(f"{weights} has no classifier, so that there is nothing to measure: train one first")
+    data = config["data"]
+    expression = str(data[split] or split) if split in ("train", "validation", "test") else split
+    dataset = open_dataset(data, [expression], class_names=metadata.class_names)
+    source = dataset.split(expression)
+    classes = match_classes(metadata, source.class_names, source.name)
+    skipped: BadImages = []
+    answers = _ask(
+        model,
+        variables,
+        metadata,
+        source,
+        batch_size=batch_size,
+        workers=data["workers"],
+        classes=classes,
+        bad=skipped,
+        tell=lambda done: tell(done, len(source)),
+    )
+    names = metadata.class_names or tuple(source.class_names)
+    return Evaluation(answers, names, source, metadata.temperature, skipped)
+
+
+def _ask(
+    model: Any,
+    variables: Any,
+    metadata: Metadata,
+    source: Source,
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    classes: np.ndarray | None = None,
+    bad: BadImages | None = None,
+    tell: Callable[[int], None] = lambda done: None,
+) -> Answers:
+    """Asks a model about a split, as its weights say that it is evaluated.
+
+    Args:
+      model: from `create_model`.
+      variables: of it, as arrays of this process.
+      metadata: of the weights: resolution, crop, temperature.
+      source: the split.
+      batch_size: of all devices together; raised to a multiple of their number.
+      workers: processes that decode a large set of photographs.
+      classes: the model's class of each of the source's (`classes.match_classes`); None: the same.
+      bad: images that cannot be read are added here, where the source goes on without them.
+      tell: hears how many examples are done.
+
+    Raises:
+      DataError: an image that cannot be read.
+    """
+    partition = make_partition("pjit", None)
+    size = -(-batch_size // partition.mesh.size) * partition.mesh.size
+    batches = eval_batches(
+        source,
+        batch_size=size,
+        resolution=metadata.resolution,
+        crop=metadata.crop,
+        evaluation=metadata.evaluation,
+        resize=metadata.resize,
+        workers=workers,
+        rows=partition.rows(size),
+        bad=bad,
+    )
+    step = partition.compile_rows(make_answer_step(make_logits(model, resolution=metadata.resolution)))
+    values = (partition.place_state(variables), np.float32(metadata.temperature))
+    rows = answer_rows(step, values, batches, partition.place_batch, classes, tell)
+    return gather_answers(rows, metadata.num_classes)
+
+
+def find_target(target: str) -> tuple[str, dict[str, Any] | None]:
+    """Returns the weights of a target, and its config where it is a run dir.
+
+    Raises:
+      WeightsError: the run is not finished.
+    """
+    folder = files.as_path(target) if "/" in target or files.as_path(target).exists() else None
+    if folder is None or not (folder / CONFIG).exists() or (folder / METADATA_FILE).exists():
+        return target, None
+    if not (folder / "weights" / METADATA_FILE).exists():
+        raise WeightsError(
+            f"{folder} is the run dir of a run that is not finished: take the weights of its newest checkpoint with "
+            f"python -m effnet_jax.export {folder} OUT, and evaluate OUT"
+        )
+    return str(folder / "weights"), read_run_json(folder / CONFIG)
+
+
+def data_config(run: dict[str, Any] | None, overrides: Sequence[str], recipe: str = "") -> Any:
+    """Returns a config whose `data` is a run's, a recipe's or the default, with overrides.
+
+    Args:
+      run: config of a run, or None.
+      overrides: `--config.data.KEY=VALUE` arguments.
+      recipe: `FILE[:ARGUMENT]` or the name of a recipe; wins over the run's.
+
+    Raises:
+      ConfigError: a key that does not exist, or a value that cannot be read.
+    """
+    if recipe:
+        from effnet_jax.train.__main__ import parse_command
+
+        return parse_command(["evaluate", f"--config={recipe}", *overrides, "--workdir=unused"]).config
+    base = default_config()
+    if run:
+        for key, value in run["data"].items():
+            if key in base.data:
+                base.data[key] = value
+    known = [key for key, _ in flat(plain(base))]
+    for argument in overrides:
+        key = argument.removeprefix("--config.").partition("=")[0]
+        if not argument.startswith("--config.") or key not in known:
+            raise ConfigError(f"{argument.partition('=')[0]}: there is no such flag or key: {nearest(key, known)}")
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_dict("config", ConfigDict(base), flag_values=values)
+    try:
+        values(["evaluate", *overrides])
+    except flags.Error as error:
+        raise ConfigError(str(error)) from error
+    return values["config"].value
+
+
+def main() -> int:
+    """Runs the command. Returns its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m effnet_jax.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("target", metavar="WEIGHTS|RUN", help="a weights dir, published weights' name, or a run dir")
+    parser.add_argument("--config", default="", help="a recipe whose data is taken")
+    parser.add_argument("--split", default="test", help="train, validation, test, or an expression (test)")
+    parser.add_argument("--batch_size", type=int, default=64, help="of all devices together (64)")
+    parser.add_argument("--dtype", default="float32", help="of the model: float32 or bfloat16")
+    parser.add_argument("--json", default="", metavar="OUT", help="where to write the figures")
+    parser.add_argument("--csv", default="", metavar="OUT", help="where to write a line for each image")
+    parser.add_argument("--pictures", default="", metavar="DIR", help="where to draw confusions and reliability")
+    parser.add_argument("--coordinator", default="", metavar="HOST:PORT", help="of process 0, where hosts are several")
+    parser.add_argument("--processes", type=int, default=0, help="how many processes there are")
+    parser.add_argument("--process", type=int, default=-1, help="which this is, from 0")
+    options, others = parser.parse_known_args()
+    if options.batch_size < 1:
+        parser.error("--batch_size must be 1 or more")
+    weights, run = find_target(options.target)
+    config = data_config(run, others, options.config)
+    hosts.join(options.coordinator, options.processes, options.process)
+    counting = Counting("evaluating")
+    evaluation = evaluate(
+        weights,
+        config,
+        split=options.split,
+        batch_size=options.batch_size,
+        dtype=options.dtype,
+        tell=lambda done, total: counting(done),
+    )
+    if not hosts.is_first():
+        return 0
+    print("\n".join(evaluation.words()))
+    if options.json:
+        files.write_json(options.json, evaluation.as_json())
+    if options.csv:
+        files.write_bytes(options.csv, evaluation.as_csv().encode())
+    if options.pictures:
+        from effnet_jax.metrics.pictures import draw_confusions, draw_reliability
+
+        folder = files.as_path(options.pictures)
+        files.make_folder(folder)
+        matrix = confusion_matrix(evaluation.answers)
+        files.write_bytes(folder / "confusions.png", draw_confusions(matrix, evaluation.class_names))
+        files.write_bytes(folder / "reliability.png", draw_reliability(evaluation.figures.reliability))
+    for name in filter(None, (options.json, options.csv, options.pictures)):
+        print(f"wrote {name}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)
