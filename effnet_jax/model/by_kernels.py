@@ -1,6 +1,5 @@
 """Units of the network by the CPU's kernels: parameters taken from their layers, batch norm folded into them."""
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,29 +71,6 @@ def convolution(inputs: Array, conv: Any, batch_norm: Any, update: bool, relu6: 
     return blocks.first_half(blocks.Shape(1, relu6=relu6), inputs, kernel, bias, taps, moments=False)[0]
 
 
-@functools.partial(jax.checkpoint, static_argnums=(0,))
-def _branch(
-    shape: blocks.Shape,
-    inputs: Array,
-    expand: Array,
-    expand_bias: Array,
-    taps: Array,
-    scale: Array,
-    bias: Array,
-    excite: tuple[Array, ...],
-    project: Array,
-) -> tuple[Array, Array, Array]:
-    """A block up to its projection with the batch's statistics, and these.
-
-    What the depthwise convolution makes is computed again in the backward pass: kept, it would be most of a step's
-    memory, and on the CPU fresh memory costs more than the work.
-    """
-    outputs, mean, var = blocks.first_half(shape, inputs, expand, expand_bias, taps)
-    factor, shift = affine(scale, bias, mean, var)
-    outputs = blocks.second_half(outputs, factor, shift, blocks.Excite(*excite), project, relu6=shape.relu6)
-    return outputs, lax.stop_gradient(mean), lax.stop_gradient(var)
-
-
 def _still(batch_norm: Any, channels: int) -> tuple[Array, Array]:
     (scale, bias), (mean, var) = batch_norm.scale_and_bias(channels), batch_norm.statistics(channels)
     return affine(scale, bias, mean, var)
@@ -115,8 +91,10 @@ def block(inputs: Array, block: Block, parts: Parts, update: bool, relu6: bool, 
         excite = blocks.Excite(*parts["se_reduce"].weights(wide), *parts["se_expand"].weights(block.se_filters))
     if update:
         norm = parts["depthwise_bn"]
-        operands = (inputs, expand, expand_bias, taps, *norm.scale_and_bias(wide), excite.arrays(), project)
-        outputs, mean, var = _branch(shape, *operands)
+        outputs, mean, var = blocks.first_half(shape, inputs, expand, expand_bias, taps)
+        factor, bias = affine(*norm.scale_and_bias(wide), mean, var)
+        mean, var = lax.stop_gradient((mean, var))
+        outputs = blocks.second_half(outputs, factor, bias, excite, project, relu6=relu6)
         norm.keep(mean, var)
         outputs = parts["project_bn"](outputs, True)
         if kept is not None:
