@@ -36,7 +36,8 @@ def default_config() -> ConfigDict:
             "batch_size": 64,  # of all devices together
             "eval_batch_size": 0,  # 0: batch_size
             "dtype": "float32",
-            "remat": _any(False),  # patterns of units to compute again in the backward pass; True: all. Less memory, not on a CPU
+            # Patterns of units to compute again in the backward pass, True: all. Less memory, but not on a CPU.
+            "remat": _any(False),
             "microbatches": 1,  # pieces of a device's share of a batch, one after the other: less memory
             "class_weights": _any(""),  # of each image's loss: "balanced", or {class: weight}; "" or "none": none
             "sampling": "natural",  # "balanced": every class comes equally often, in place of every image
