@@ -19,8 +19,8 @@ def fold_batch_norm(variables: Mapping[str, Any]) -> dict[str, Any]:
       variables: `{"params": …, "batch_stats": …}` of any variant, as nested mappings of arrays. They stay as they are.
 
     Returns:
-      `{"params": …}` for `create_model(…, folded=True)`, NumPy arrays in float32. The products are formed in float64, so
-      that a kernel is rounded once; the model's outputs are the same up to the rounding of float32.
+      `{"params": …}` for `create_model(…, folded=True)`, NumPy arrays in float32. The products are formed in float64,
+      so that a kernel is rounded once; the model's outputs are the same up to the rounding of float32.
     """
     folded: dict[str, Any] = {}
     for unit, layers in variables["params"].items():
