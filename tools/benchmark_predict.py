@@ -112,15 +112,18 @@ def compare_streaming(options: argparse.Namespace, photographs: Sequence[str]) -
     for part in parts.values():
         part()
     rates: dict[str, list[float]] = {name: [] for name in parts}
+    costs: dict[str, list[float]] = {name: [] for name in parts}  # seconds of processors, of this process alone
     for _ in range(options.rounds):
         for name, part in parts.items():
-            began = time.perf_counter()
+            began, worked = time.perf_counter(), time.process_time()
             part()
             rates[name].append(len(images) / (time.perf_counter() - began))
+            costs[name].append((time.process_time() - worked) / len(images))
     decoders.close()
-    print(f"batches of {size}, {seen.variant} at {seen.resolution}, {len(images)} images a part, images a second:")
+    print(f"batches of {size}, {seen.variant} at {seen.resolution}, {len(images)} images a part:")
     for name in parts:
-        print(f"  {name:9} {statistics.median(rates[name]):9,.1f}")
+        rate, cost = statistics.median(rates[name]), statistics.median(costs[name])
+        print(f"  {name:9} {rate:9,.1f} images/s {1e3 * cost:9,.2f} ms of one core an image")
     both = [1 / (1 / d + 1 / m) for d, m in zip(rates["decoding"], rates["model"], strict=True)]
     slower = [min(pair) for pair in zip(rates["decoding"], rates["model"], strict=True)]
     for name, against in (
