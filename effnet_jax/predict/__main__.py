@@ -25,7 +25,7 @@ from effnet_jax import files
 from effnet_jax.data.sources.listing import Unread
 from effnet_jax.errors import ConfigError, Stopped, run_command
 from effnet_jax.predict.classifier import TTA, Classifier, FeatureExtractor, load_classifier, load_features
-from effnet_jax.predict.features_file import FeaturesOutput, check_kind
+from effnet_jax.predict.features_file import FeaturesOutput, check_kind, parts
 from effnet_jax.predict.inputs import find_images
 from effnet_jax.predict.outputs import UNKNOWN, TextOutput, Told, text_kind
 from effnet_jax.predict.settings import check_same, keep_about, listing_identity, read_about, weights_identity
@@ -38,7 +38,8 @@ _SHOWN_FROM = 17  # images from which a terminal gets a progress bar
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command. Returns its exit status: 1 where some images could not be read, else 0."""
     options = _parse(arguments)
-    out = Path(files.as_path(options.features or options.out)) if options.features or options.out not in "-" else None
+    to_file = options.features or options.out not in ("", "-")
+    out = Path(files.as_path(options.features or options.out)) if to_file else None
     if out is not None:  # before anything takes time
         check_kind(out) if options.features else text_kind(out)
     unread = Unread()
@@ -167,9 +168,14 @@ def _with_progress(results: Iterable[Result], total: int, done: int = 0) -> Iter
 # ---- To a file ----
 
 
+def _begun(out: Path) -> bool:
+    """Whether there is something of an output."""
+    return any(path.exists() and path.stat().st_size for path in (out, *parts(out)))
+
+
 def _batch_size_before(out: Path | None) -> int:
     """The batch size that an output was begun with, so that going on with it gives the same bytes; 0 for none."""
-    about = read_about(out) if out is not None else None
+    about = read_about(out) if out is not None and _begun(out) else None
     size = about.get("batch_size", 0) if about else 0
     return size if isinstance(size, int) and size > 0 else 0
 
@@ -186,8 +192,7 @@ def _write(images: list[str], model: Classifier | FeatureExtractor, out: Path, o
     }
     if isinstance(model, Classifier):
         about |= {"top": options.top, "threshold": options.threshold}
-    growing = out.with_name(f"{out.name}.names") if options.features else out
-    fresh = not any(path.exists() and path.stat().st_size for path in (out, growing))
+    fresh = not _begun(out)
     if not fresh:
         check_same(out, about)
     if options.features and out.exists():
@@ -238,6 +243,8 @@ def _features_there(images: list[str], out: Path) -> int:
     finished = (read_about(out) or {}).get("finished") or {}
     if finished.get("listing") != listing_identity(images):
         raise ConfigError(f"{out} has the features of other images: give another name, or remove it")
+    for part in parts(out):  # which a kill at the very end may have left
+        files.remove(part)
     print(f"{out} is there already, of these images", file=sys.stderr)
     return _end(len(images), finished.get("bad", 0), f", listed with the reason in {out}")
 

@@ -209,7 +209,7 @@ def load_classifier(
       batch_size: the most images that are computed at a time, by all devices together; 0: by kind and number of the
         devices. Fewer images take a smaller batch, of 1, 4, 16, … a device; each size is compiled at its first use.
       tta: `"flip"`: the mean of the probabilities of each image and of its mirror image.
-      workers: processes that decode; 0: threads of this one, which is what costs least until there are many cores.
+      workers: processes that decode, started anew by each call and each stream; 0: threads of this one.
       devices: of this process, to share each batch; None: all of them.
       settings: of the model, as `create_model` takes them: `dtype="bfloat16"`, …
 

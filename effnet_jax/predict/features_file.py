@@ -48,9 +48,10 @@ class FeaturesOutput:
         check_kind(out)
         self._out, self._width, self._images = out, width, images
         with contextlib.ExitStack() as opened:
-            self._names = GrowingFile(out.with_name(f"{out.name}.names"))
+            names, rows = parts(out)
+            self._names = GrowingFile(names)
             opened.callback(self._names.close)
-            self._rows = GrowingFile(out.with_name(f"{out.name}.rows"))
+            self._rows = GrowingFile(rows)
             opened.callback(self._rows.close)
             self.done, self.bad = self._resume(batch_size)
             self._opened = opened.pop_all()
@@ -134,6 +135,11 @@ class FeaturesOutput:
     def close(self) -> None:
         """Flushes and closes what is open."""
         self._opened.close()
+
+
+def parts(out: Path) -> tuple[Path, Path]:
+    """Where names and rows of a file of features are until it is made of them."""
+    return out.with_name(f"{out.name}.names"), out.with_name(f"{out.name}.rows")
 
 
 def check_kind(out: Path) -> None:

@@ -33,8 +33,7 @@ class Result:
 @dataclasses.dataclass(frozen=True)
 class _Batch:
     rows: Rows
-    count: int
-    failure: Exception | None  # of whoever gives the images, after these
+    count: int  # of its rows that are no padding
 
 
 def stream_batches(
@@ -76,7 +75,7 @@ def stream_batches(
             if drawn:
                 size = bucket(len(drawn), sizes)
                 rows = list(enumerate([*drawn, *[None] * (size - len(drawn))]))
-                decoding.append(_Batch(decoders.fill(rows), len(drawn), failure))
+                decoding.append(_Batch(decoders.fill(rows), len(drawn)))
             last = failure is not None or len(drawn) < sizes[-1]
             while decoding and (last or len(decoding) > _DECODING):
                 give(decoding.popleft())
