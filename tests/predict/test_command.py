@@ -21,7 +21,7 @@ from tests.scripts import REPOSITORY
 
 def command(*arguments: object, **options) -> subprocess.CompletedProcess:
     line = [sys.executable, "-m", "effnet_jax.predict", *map(str, arguments)]
-    return subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, **options)
+    return subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True, timeout=600, **options)
 
 
 def test_text_and_json(weights, photographs, capsys):
@@ -68,6 +68,8 @@ def test_an_output_is_gone_on_with_to_the_byte(weights, photographs, tmp_path, c
     (tmp_path / "a.jsonl.about.json").unlink()
     with pytest.raises(ConfigError, match="nothing says what it was made with"):
         predict.main(arguments)
+    (tmp_path / "a.jsonl").unlink()
+    assert predict.main([str(weights), str(photographs / "00.png"), arguments[2]]) == 0  # begun anew
 
 
 def test_features_need_no_classifier(trunk, photographs, tmp_path, capsys):
@@ -113,13 +115,22 @@ def test_flags_that_do_not_go_together(arguments, capsys):
     assert exit_.value.code == 2 and "error: --" in capsys.readouterr().err
 
 
-def test_a_reader_that_closes_the_pipe_is_no_error(weights, photographs):
-    line = [sys.executable, "-m", "effnet_jax.predict", str(weights), str(photographs), "--out=-", "--batch_size=1"]
+@pytest.fixture(scope="module")
+def many(photographs, tmp_path_factory) -> Path:
+    """A folder of 4,000 links to an image."""
+    folder = tmp_path_factory.mktemp("many")
+    for number in range(4000):
+        (folder / f"{number:05}.png").symlink_to(photographs / "00.png")
+    return folder
+
+
+def test_a_reader_that_closes_the_pipe_is_no_error(weights, many):
+    line = [sys.executable, "-m", "effnet_jax.predict", str(weights), str(many), "--out=-", "--batch_size=8"]
     with subprocess.Popen(line, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout and process.stderr
-        assert json.loads(process.stdout.readline())["image"].endswith("00.png")
+        assert json.loads(process.stdout.readline())["image"].endswith("00000.png")
         process.stdout.close()
-        assert process.wait(60) == 141 and process.stderr.read() == b""
+        assert process.wait(600) == 141 and process.stderr.read() == b""
 
 
 def test_a_disk_that_fills_up_leaves_whole_lines_and_the_way_on(weights, photographs, tmp_path):
@@ -137,14 +148,9 @@ def test_a_disk_that_fills_up_leaves_whole_lines_and_the_way_on(weights, photogr
     assert len(out.read_text().splitlines()) == 21
 
 
-def test_a_kill_and_an_interrupt_in_the_middle(weights, photographs, tmp_path):
-    images = [*[str(photographs / "00.png")] * 4000]
-    listing = tmp_path / "many"
-    listing.mkdir()
-    for number, image in enumerate(images):
-        (listing / f"{number:05}.png").symlink_to(image)
+def test_a_kill_and_an_interrupt_in_the_middle(weights, many, tmp_path):
     out = tmp_path / "a.csv"
-    line = [sys.executable, "-m", "effnet_jax.predict", str(weights), str(listing), f"--out={out}", "--batch_size=8"]
+    line = [sys.executable, "-m", "effnet_jax.predict", str(weights), str(many), f"--out={out}", "--batch_size=8"]
 
     def lines() -> int:
         return out.read_bytes().count(b"\n") if out.exists() else 0
@@ -155,7 +161,7 @@ def test_a_kill_and_an_interrupt_in_the_middle(weights, photographs, tmp_path):
             while lines() <= before + 20:
                 assert process.poll() is None, process.stderr and process.stderr.read()
             process.send_signal(sent)
-            _, errors = process.communicate(timeout=60)
+            _, errors = process.communicate(timeout=600)
             assert process.returncode == status
     assert "interrupted" in errors and "the same command goes on" in errors
     kept = out.read_bytes()
