@@ -26,6 +26,7 @@ from effnet_jax.data.sources.listing import Unread
 from effnet_jax.errors import ConfigError, Stopped, run_command
 from effnet_jax.predict.classifier import TTA, Classifier, FeatureExtractor, load_classifier, load_features
 from effnet_jax.predict.features_file import FeaturesOutput, check_kind, parts
+from effnet_jax.predict.growing import local_path
 from effnet_jax.predict.inputs import find_images
 from effnet_jax.predict.outputs import UNKNOWN, TextOutput, Told, text_kind
 from effnet_jax.predict.settings import check_same, keep_about, listing_identity, read_about, weights_identity
@@ -38,8 +39,7 @@ _SHOWN_FROM = 17  # images from which a terminal gets a progress bar
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command. Returns its exit status: 1 where some images could not be read, else 0."""
     options = _parse(arguments)
-    to_file = options.features or options.out not in ("", "-")
-    out = Path(files.as_path(options.features or options.out)) if to_file else None
+    out = local_path(options.features or options.out) if options.features or options.out not in ("", "-") else None
     if out is not None:  # before anything takes time
         check_kind(out) if options.features else text_kind(out)
     unread = Unread()

@@ -2,11 +2,24 @@
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import BinaryIO
 
 from effnet_jax import files
 from effnet_jax.errors import DiskError, PathError, RunError
 from effnet_jax.files import AnyPath
+
+
+def local_path(text: str) -> Path:
+    """Returns the path of an output, `~` expanded.
+
+    Raises:
+      PathError: it is in a bucket, where nothing can be appended, or no path.
+    """
+    path = files.as_path(text)
+    if not files.is_local(path):
+        raise PathError(f"{text}: a bucket cannot append: write to a disk, and copy the file when it is done")
+    return Path(path)
 
 
 class GrowingFile(files.Lines):
@@ -16,14 +29,12 @@ class GrowingFile(files.Lines):
         """Opens a file to go on after what is there.
 
         Args:
-          path: on a disk.
+          path: on a disk (`local_path`).
 
         Raises:
-          PathError: it is in a bucket, where nothing can be appended, or cannot be written.
+          PathError: it cannot be written.
           RunError: another process writes it.
         """
-        if not files.is_local(path):
-            raise PathError(f"{path}: a bucket cannot append: write to a disk, and copy the file when it is done")
         try:
             super().__init__(path, binary=True)
         except OSError as error:

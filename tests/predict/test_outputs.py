@@ -3,11 +3,13 @@
 import csv
 import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from effnet_jax.errors import ConfigError, DataError, PathError, RunError
+from effnet_jax.predict.growing import local_path
 from effnet_jax.predict.outputs import TextOutput, Told, text_kind
 from effnet_jax.predict.stream import Result
 
@@ -100,5 +102,9 @@ def test_two_do_not_write_one_file(tmp_path):
 def test_places_that_cannot_be(tmp_path):
     with pytest.raises(ConfigError, match=r"\.jsonl or \.csv"):
         text_kind(tmp_path / "a.txt")
+    for place in ("gs://bucket/a.csv", "gs:/bucket/a.csv", "s3://bucket/a.csv"):
+        with pytest.raises(PathError, match="gs://"):
+            local_path(place)
+    assert local_path("~/a.csv") == Path.home() / "a.csv"
     with pytest.raises(PathError, match="cannot be written: No such file"):
         write(tmp_path / "nowhere" / "a.csv", Told(NAMES, 2))
