@@ -17,7 +17,7 @@ COMMANDS = {
     "summary": "prints a variant's units, shapes and parameters",
     "tpu": "compiles a recipe for a slice of TPUs, without one",
 }
-_PACKAGES = ("train", "weights", "tpu")  # whose command is their `__main__`
+_PACKAGES = ("train", "predict", "weights", "tpu")  # whose command is their `__main__`
 
 
 def main() -> int | None:

@@ -16,11 +16,12 @@ import sys
 import tempfile
 import threading
 import weakref
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
-from effnet_jax.data.examples import Arrays, Bad, Examples, Fields
+from effnet_jax.data.examples import Arrays, Fields
 from effnet_jax.data.sources.base import EncodedSource
 from effnet_jax.data.squares import Squares
 from effnet_jax.errors import DataError
@@ -35,6 +36,23 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+class Filler(Protocol):
+    """What rows are filled with. It can be pickled, and what it needs is quick to import."""
+
+    @property
+    def fields(self) -> Fields:
+        """The shape and type of a row's arrays, by name."""
+        ...
+
+    def fill(self, rows: Any, /, out: Arrays, squares: Any = None) -> list[Any]:
+        """Fills as many rows as `out` has, each with what `rows` says of it. Returns what was skipped.
+
+        Raises:
+          DataError: an image that cannot be decoded and may not be skipped.
+        """
+        ...
+
+
 @dataclasses.dataclass
 class Rows:
     """Rows of a batch that are being filled.
@@ -45,9 +63,9 @@ class Rows:
     """
 
     arrays: dict[str, np.ndarray]
-    chunks: list[concurrent.futures.Future[Bad]]
+    chunks: list[concurrent.futures.Future[list[Any]]]
 
-    def wait(self) -> Bad:
+    def wait(self) -> list[Any]:
         """Returns what was skipped once all rows are there. Raises what filling them raised, the first row's first."""
         return [entry for chunk in self.chunks for entry in chunk.result()]
 
@@ -55,7 +73,7 @@ class Rows:
 class Decoders:
     """Fills batches of examples, in chunks, in the order that they are asked for. To be closed."""
 
-    def __init__(self, examples: Examples, *, workers: int = 0, squares: Squares | None = None) -> None:
+    def __init__(self, examples: Filler, *, workers: int = 0, squares: Squares | None = None) -> None:
         """Starts threads, each with a worker of its own where there are any.
 
         Args:
@@ -78,24 +96,24 @@ class Decoders:
             self._workers.append(self._local.worker)
         return self._local.worker
 
-    def fill(self, positions: np.ndarray) -> Rows:
+    def fill(self, rows: Sequence[Any] | np.ndarray) -> Rows:
         """Begins to fill the rows of a batch.
 
         Args:
-          positions: in the source, [B]; -1 for padding.
+          rows: for each what `examples` fills it by: of a source the position, -1 for padding.
         """
-        count, fields = len(positions), self._examples.fields
+        count, fields = len(rows), self._examples.fields
         size = min(max(1, -(-count // (_CHUNKS_A_THREAD * self._count))), _LARGEST_CHUNK)
         memory, path = self._blocks.lend(layout_bytes(fields, count))
         arrays = laid_out(memory, fields, count)
         spans = [(start, min(start + size, count)) for start in range(0, count, size)]
-        chunks = [self._pool.submit(self._fill, positions[a:b], arrays, a, b, count, path) for a, b in spans]
+        chunks = [self._pool.submit(self._fill, rows[a:b], arrays, a, b, count, path) for a, b in spans]
         return Rows(arrays, chunks)
 
-    def _fill(self, positions: np.ndarray, arrays: Arrays, start: int, stop: int, count: int, path: str) -> Bad:
+    def _fill(self, rows: Any, arrays: Arrays, start: int, stop: int, count: int, path: str) -> list[Any]:
         if path:
-            return self._worker().fill((path, count, start, positions))
-        return self._examples.fill(positions, {k: v[start:stop] for k, v in arrays.items()}, self._squares)
+            return self._worker().fill((path, count, start, rows))
+        return self._examples.fill(rows, {k: v[start:stop] for k, v in arrays.items()}, self._squares)
 
     def close(self) -> None:
         """Ends threads and workers; what they are at is not waited for."""
@@ -107,10 +125,10 @@ class Decoders:
         self._blocks.close()
 
 
-def payload(examples: Examples) -> bytes:
+def payload(examples: Filler) -> bytes:
     """Examples as a worker gets them: without the labels of all, since its records have them."""
-    source = examples.source
-    if isinstance(source, EncodedSource):
+    source = getattr(examples, "source", None)
+    if isinstance(source, EncodedSource) and dataclasses.is_dataclass(examples) and not isinstance(examples, type):
         examples = dataclasses.replace(examples, source=dataclasses.replace(source, labels=None))
     return pickle.dumps(examples, pickle.HIGHEST_PROTOCOL)
 
@@ -146,7 +164,7 @@ class Worker:
         self._process.stdin.write(data)
         self._process.stdin.flush()
 
-    def fill(self, request: tuple[Any, ...]) -> Bad:
+    def fill(self, request: tuple[Any, ...]) -> list[Any]:
         """Has it fill rows, and waits.
 
         Raises:
@@ -192,16 +210,16 @@ def serve() -> None:
     blocks: dict[str, mmap.mmap] = {}  # few: they come again and again
     while True:
         try:
-            path, count, start, positions = pickle.load(requests)
+            path, count, start, rows = pickle.load(requests)
         except EOFError:
             return
-        bad, error = Bad(), ""
+        bad, error = list[Any](), ""
         try:
             if path not in blocks:
                 with open(path, "r+b") as file:
                     blocks[path] = mmap.mmap(file.fileno(), 0)
             arrays = laid_out(blocks[path], examples.fields, count)
-            bad = examples.fill(positions, {k: v[start : start + len(positions)] for k, v in arrays.items()})
+            bad = examples.fill(rows, {k: v[start : start + len(rows)] for k, v in arrays.items()})
         except (DataError, OSError) as problem:
             error = str(problem)
         pickle.dump((bad, error), answers)

@@ -50,6 +50,7 @@ class EfficientNet(nn.Module):
     batch_norm_groups: tuple[tuple[int, ...], ...] | None = None
     batch_norm_narrow_moments: bool = False
     lowering: str = "auto"
+    folded: bool = False
 
     def setup(self) -> None:
         batch_norm = functools.partial(
@@ -59,6 +60,7 @@ class EfficientNet(nn.Module):
             axis_name=self.batch_norm_axis,
             axis_groups=self.batch_norm_groups,
             native=self.lowering == "native",
+            folded=self.folded,
         )
         conv = functools.partial(layers.Conv, dtype=self.dtype, native=self.lowering == "native")
 
@@ -66,7 +68,7 @@ class EfficientNet(nn.Module):
             # Computed again in the backward pass; `update_batch_norm` is not an array.
             return nn.remat(module, static_argnums=(2,)) if _includes(self.remat, unit) else module
 
-        kernels = by_kernels.chosen(self.lowering, self.dtype, self.batch_norm_axis)
+        kernels = not self.folded and by_kernels.chosen(self.lowering, self.dtype, self.batch_norm_axis)
         self.stem = kind(Stem, "stem")(self.variant, self.normalization, batch_norm, conv, self.dtype, kernels)
         for block in self.variant.blocks:
             # The variant's rates belong to a deepest survival probability of 0.8; another one scales them.
@@ -236,6 +238,7 @@ def create_model(
     batch_norm_groups: tuple[tuple[int, ...], ...] | None = None,
     batch_norm_narrow_moments: bool = False,
     lowering: str = "auto",
+    folded: bool = False,
 ) -> EfficientNet:
     """Makes an EfficientNet.
 
@@ -262,6 +265,8 @@ def create_model(
         this package: much faster, for this machine alone. `"kernels"`: by these in any case. `"native"`: XLA's own
         convolutions everywhere and nothing but JAX's own derivatives, so that `jax.jvp`, `jacfwd` and `hessian` work,
         and programs that know no more than plain operations can be made of it. Much slower on the CPU.
+      folded: for inference with variables of `folding.fold_batch_norm`, whose convolutions have batch norm in them. The
+        CPU's kernels fold by themselves, and are not used then.
 
     Returns:
       A Linen module; `model.init(key, images)` makes `{"params": …, "batch_stats": …}`.
@@ -284,6 +289,8 @@ def create_model(
         raise ConfigError(f"num_classes={num_classes}: a classifier needs at least 1; include_top=False has none")
     if lowering not in LOWERINGS:
         raise ConfigError(f"lowering={lowering!r}: {nearest(lowering, LOWERINGS)}")
+    if folded and lowering == "kernels":
+        raise ConfigError("lowering='kernels' folds batch norm by itself: leave out folded=True, or the lowering")
     dropout = architecture.dropout if dropout is None else dropout
     for name, value, low in (("dropout", dropout, 0.0), ("survival_prob", survival_prob, 0.05)):
         if not low <= value <= 1.0 or (name == "dropout" and value == 1.0):
@@ -303,6 +310,7 @@ def create_model(
         batch_norm_groups=batch_norm_groups,
         batch_norm_narrow_moments=batch_norm_narrow_moments,
         lowering=lowering,
+        folded=folded,
     )
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from effnet_jax.errors import ConfigError
 from effnet_jax.model.batch_norm import (
     moments_natively,
     normalise,
@@ -98,6 +99,7 @@ class BatchNorm(nn.Module):
       axis_name: name or names of the mapped axes of devices, or None.
       axis_groups: device numbers of each group that shares statistics, or None for all together.
       native: differentiated by JAX itself.
+      folded: it is in the convolution before it (`model.folding`), and what is left of it is its bias.
     """
 
     momentum: float = BATCH_NORM_MOMENTUM
@@ -105,9 +107,12 @@ class BatchNorm(nn.Module):
     axis_name: str | tuple[str, ...] | None = None
     axis_groups: tuple[tuple[int, ...], ...] | None = None
     native: bool = False
+    folded: bool = False
 
     @nn.compact
-    def _variables(self, channels: int) -> tuple[Array, Array, Any, Any]:
+    def _variables(self, channels: int) -> tuple[Any, Array, Any, Any]:
+        if self.folded:
+            return None, self.param("bias", nn.initializers.zeros, (channels,)), None, None
         return (
             self.param("scale", nn.initializers.ones, (channels,)),
             self.param("bias", nn.initializers.zeros, (channels,)),
@@ -150,6 +155,14 @@ class BatchNorm(nn.Module):
           source: of a 1×1 convolution, its inputs and kernel: statistics are taken from their moments.
         """
         scale, bias, stored_mean, stored_var = self._variables(inputs.shape[-1])
+        if self.folded:
+            if update:
+                raise ConfigError(
+                    "batch norm that is folded into the convolutions has no statistics that a batch could update: "
+                    "train the model without folded=True"
+                )
+            outputs = inputs.astype(jnp.float32) + bias
+            return (activation(outputs) if activation else outputs).astype(self.dtype)
         if not update:
             form = normalise_natively if self.native else normalise
             return form(inputs, scale, bias, stored_mean.value, stored_var.value, activation, self.dtype)
