@@ -92,9 +92,10 @@ def block(inputs: Array, block: Block, parts: Parts, update: bool, relu6: bool, 
     if update:
         norm = parts["depthwise_bn"]
         outputs, mean, var = blocks.first_half(shape, inputs, expand, expand_bias, taps)
-        factor, bias = affine(*norm.scale_and_bias(wide), mean, var)
+        scale, bias = norm.scale_and_bias(wide)
+        factor, shift = affine(scale, bias, mean, var)
+        outputs = blocks.second_half(outputs, factor, shift, excite, project, relu6=relu6)
         mean, var = lax.stop_gradient((mean, var))
-        outputs = blocks.second_half(outputs, factor, bias, excite, project, relu6=relu6)
         norm.keep(mean, var)
         outputs = parts["project_bn"](outputs, True)
         if kept is not None:
