@@ -1,7 +1,10 @@
-"""Images that are in two splits: equal ones by size and hash within some time, similar ones by what they look like."""
+"""Images that are in a set more than once: equal ones by size and hash within some time, similar ones by looks."""
 
+import collections
 import concurrent.futures
+import dataclasses
 import hashlib
+import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -157,18 +160,19 @@ def _by_value(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return order, np.searchsorted(part[order], np.arange(2**16 + 1))
 
 
-def _looks(source: Source) -> np.ndarray:
+def _looks(source: Source, deadline: float = math.inf) -> np.ndarray:
     """64 bits of each image, uint64 [N]; of one that cannot be decoded random ones, which are like no other's."""
     chunks = [np.arange(start, min(start + _CHUNK, len(source))) for start in range(0, len(source), _CHUNK)]
 
     def of_chunk(rows: np.ndarray) -> list[int]:
-        return [_look(source, read) for read in source.read_many(rows)]
+        return [_look(source, read, deadline) for read in source.read_many(rows)]
 
     with concurrent.futures.ThreadPoolExecutor(cores()) as pool:
         return np.array([look for looks in pool.map(of_chunk, chunks) for look in looks], np.uint64)
 
 
-def _look(source: Source, read: Read) -> int:
+def _look(source: Source, read: Read, deadline: float) -> int:
+    _check(deadline)
     try:
         if isinstance(read, DataError):
             raise read
@@ -179,3 +183,95 @@ def _look(source: Source, read: Read) -> int:
     pixels = np.asarray(grey, np.int16)
     look = int.from_bytes(np.packbits(pixels[:, 1:] > pixels[:, :-1]).tobytes(), "big")
     return look or int.from_bytes(os.urandom(8), "big")  # an image of one colour looks like any other
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where an image is: its split, its position there, and its label."""
+
+    split: str
+    index: int
+    label: int
+
+
+def equal_groups(sources: Mapping[str, Source], seconds: float = SECONDS) -> list[list[Place]]:
+    """Finds the images that are in some splits more than once with the same content, within a split too.
+
+    Args:
+      sources: by split.
+      seconds: after which it gives up.
+
+    Returns:
+      Groups of two or more, in the order of the splits and positions.
+
+    Raises:
+      TimeoutError: it would take longer.
+    """
+    deadline = time.monotonic() + seconds
+    sizes = {
+        split: _sizes(source.records, deadline)
+        for split, source in sources.items()
+        if not isinstance(source, ArraySource) and isinstance(source.records, Files)
+    }
+    known, counts = np.unique(np.concatenate([*sizes.values(), np.zeros(0, np.int64)]), return_counts=True)
+    groups: dict[bytes, list[Place]] = collections.defaultdict(list)
+    for split, source in sources.items():
+        rows = np.arange(len(source))
+        if split in sizes:  # files of a size of their own are like no other
+            rows = rows[np.isin(sizes[split], known[counts > 1])]
+        for start in range(0, len(rows), _CHUNK):
+            chunk = rows[start : start + _CHUNK]
+            for index, read in zip(chunk.tolist(), source.read_many(chunk), strict=True):
+                if not isinstance(read, DataError):
+                    data = read[0].tobytes() if isinstance(source, ArraySource) else read[0]
+                    digest = hashlib.blake2b(data, digest_size=16).digest()
+                    groups[digest].append(Place(split, index, read[1]))
+            _check(deadline)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def similar_pairs(sources: Mapping[str, Source], seconds: float = SECONDS) -> list[tuple[Place, Place]]:
+    """Finds images that look alike (`find_similar`) and have different labels, within a split too.
+
+    Args:
+      sources: by split; every image of them is decoded.
+      seconds: after which it gives up.
+
+    Returns:
+      Of each image the most similar one before it that has another label.
+
+    Raises:
+      TimeoutError: it would take longer.
+    """
+    deadline = time.monotonic() + seconds
+    places = [
+        Place(split, index, label)
+        for split, source in sources.items()
+        for index, label in enumerate(_labels(source, deadline).tolist())
+    ]
+    looks = np.concatenate([_looks(source, deadline) for source in sources.values()])
+    labels = np.array([place.label for place in places])
+    tables = [_by_value((looks >> np.uint64(16 * part)).astype(np.uint16)) for part in range(4)]
+    pairs = []
+    for index, look in enumerate(looks.tolist()):
+        values = [(look >> (16 * part)) & 0xFFFF for part in range(4)]
+        near = np.concatenate(
+            [order[starts[v] : starts[v + 1]] for (order, starts), v in zip(tables, values, strict=True)]
+        )
+        near = near[(near < index) & (labels[near] != labels[index]) & (labels[near] >= 0)]
+        differ = np.bitwise_count(looks[near] ^ np.uint64(look))
+        if labels[index] >= 0 and len(near) and differ.min() <= _BITS:
+            pairs.append((places[int(near[differ.argmin()])], places[index]))
+    return pairs
+
+
+def _labels(source: Source, deadline: float) -> np.ndarray:
+    """The label of each image, int64 [N]; -1 of one that cannot be read."""
+    if source.labels is not None:
+        return np.asarray(source.labels, np.int64)
+    labels = np.full(len(source), -1, np.int64)
+    for start in range(0, len(source), _CHUNK):
+        rows = np.arange(start, min(start + _CHUNK, len(source)))
+        labels[rows] = [-1 if isinstance(read, DataError) else read[1] for read in source.read_many(rows)]
+        _check(deadline)
+    return labels
