@@ -255,9 +255,8 @@ def similar_pairs(sources: Mapping[str, Source], seconds: float = SECONDS) -> li
     pairs = []
     for index, look in enumerate(looks.tolist()):
         values = [(look >> (16 * part)) & 0xFFFF for part in range(4)]
-        near = np.concatenate(
-            [order[starts[v] : starts[v + 1]] for (order, starts), v in zip(tables, values, strict=True)]
-        )
+        parts = zip(tables, values, strict=True)
+        near = np.concatenate([order[starts[value] : starts[value + 1]] for (order, starts), value in parts])
         near = near[(near < index) & (labels[near] != labels[index]) & (labels[near] >= 0)]
         differ = np.bitwise_count(looks[near] ^ np.uint64(look))
         if labels[index] >= 0 and len(near) and differ.min() <= _BITS:

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from effnet_jax import files
 from effnet_jax.data.augment_settings import AugmentSettings
 from effnet_jax.data.sources.base import Source
 from effnet_jax.errors import RunError
