@@ -19,6 +19,7 @@ from effnet_jax.errors import DataError, run_command
 from effnet_jax.evaluate import data_config, evaluate_source
 from effnet_jax.metrics.evaluation import Evaluation
 from effnet_jax.report.page import REPORT, write_page
+from effnet_jax.train.commands import example_image
 from effnet_jax.train.config import check_config
 from effnet_jax.train.config.differences import with_defaults
 from effnet_jax.train.judging import HELD_BACK
@@ -79,6 +80,8 @@ def make_report(run: str, overrides: Sequence[str] = (), *, batch_size: int = 64
         sources,
         phases[-1],
         own,
+        image=example_image(sources.get("test") or train),
+        root=str(config["data"]["name"]),
         beside=beside,
         tell=lambda what: print(f"{what} …", file=sys.stderr, flush=True),
     )

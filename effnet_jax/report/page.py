@@ -40,6 +40,7 @@ def make_page(
     view: EvaluationView,
     *,
     training: TrainingViews | None = None,
+    root: str = "",
     duplicates: bool = True,
     beside: bool = True,
     tell: Callable[[str], None] = lambda what: None,
@@ -53,6 +54,7 @@ def make_page(
       sources: by split, those that were evaluated among them: where pictures come from.
       view: how the model sees an image in evaluation.
       training: what it sees in training, where that is known.
+      root: where the data set is now, below which images are named; `""`: where the run had it.
       duplicates: whether images with two labels are looked for.
       beside: whether the page will lie in the run dir.
       tell: hears what is done next.
@@ -67,7 +69,7 @@ def make_page(
     if duplicates:
         tell("looking for images with two labels")
     twins = find_twins(sources) if duplicates else Twins(notes=("Not looked for: data.duplicates is 'off'.",))
-    root = os.path.join(expand(story.data), "")
+    root = os.path.join(expand(root or story.data), "")
     elsewhere = Html("<code>evaluation.json</code>")
     if beside and "evaluation.json" in story.files:
         elsewhere = tag("a", elsewhere, href="evaluation.json")

@@ -143,7 +143,7 @@ def classes(evaluation: Evaluation, elsewhere: Html) -> Html:
     for index in order[:CLASSES]:
         low, high = wilson(int(found.hits[index]), int(found.support[index]))
         other = mistaken.get(index)
-        bar = tag("span", class_="bar", style=f"width:{4 * recall[index]:.2f}em")
+        bar = tag("span", tag("span", class_="bar", style=f"width:{4 * recall[index]:.2f}em"), class_="track")
         rows.append(
             [
                 (names[index], names[index]),
@@ -171,7 +171,7 @@ def classes(evaluation: Evaluation, elsewhere: Html) -> Html:
 def confusions(evaluation: Evaluation) -> Html:
     """The confusion matrix, and the most frequent confusions."""
     found, names = evaluation.figures, evaluation.class_names
-    parts: list[Html] = []
+    parts, drawn = [], []
     if not found.confusions:
         return section("confusions", "Confusions", tag("p", "Nothing was mistaken for anything."))
     if len(names) <= DRAWN:
@@ -179,7 +179,8 @@ def confusions(evaluation: Evaluation) -> Html:
             "Rows are right classes, columns answers; classes that are mistaken for each other stand together. "
             "The darker, the larger the share of the right class."
         )
-        parts += [tag("p", words), draw_matrix(confusion_matrix(evaluation.answers), names)]
+        parts.append(tag("p", words))
+        drawn.append(tag("div", draw_matrix(confusion_matrix(evaluation.answers), names)))
     else:
         parts.append(tag("p", f"A matrix of {len(names):,} classes could not be read: these are its largest cells."))
     rows = [
@@ -188,7 +189,8 @@ def confusions(evaluation: Evaluation) -> Html:
     ]
     heads = ["right class", "taken for", "images", "of the class"]
     listed = table(heads, rows, label="most frequent confusions", numbers=(2, 3), sorts=True)
-    return section("confusions", "Confusions", *parts, tag("h3", "Most frequent"), tag("div", listed, class_="tall"))
+    drawn.append(tag("div", tag("h3", "Most frequent"), listed, class_="tall"))
+    return section("confusions", "Confusions", *parts, tag("div", *drawn, class_="beside"))
 
 
 def calibration(evaluation: Evaluation) -> Html:
@@ -247,7 +249,8 @@ def suspects(evaluations: Evaluations, galleries: Mapping[str, Gallery], twins: 
         for suspect in found[:SUSPECTS]:
             evaluation = evaluations[suspect.split]
             names, label = evaluation.class_names, evaluation.answers.label[suspect.row]
-            lines = [f"{names[label]}? rather {names[suspect.other]}"]
+            likeliest = evaluation.answers.top[suspect.row, 0] == suspect.other
+            lines = [f"label {names[label]}", *([] if likeliest else [f"rather {names[suspect.other]}"])]
             shown.append(_example(evaluation, galleries[suspect.split], suspect.row, root, *lines))
         words = (
             f"{len(found):,} images of {of} are answered with more confidence than their likelier class gets where it "
@@ -328,7 +331,8 @@ def commands(story: Story) -> Html:
                                        class_="command"))
         for what, command in story.commands
     ]  # fmt: skip
-    return section("next", "What comes next", *shown)
+    words = "In the folder that the training was started in:"
+    return section("next", "What comes next", tag("p", words), *shown)
 
 
 def provenance(story: Story, gaps: Mapping[str, str], beside: bool) -> Html:
@@ -347,7 +351,7 @@ def provenance(story: Story, gaps: Mapping[str, str], beside: bool) -> Html:
         listed = [[name, error] for name, error in gaps.items()]
         parts += [tag("h3", "Images that cannot be read"), table(["image", "why"], listed, label="unread images")]
     text = json.dumps(story.config, indent=1, ensure_ascii=False)
-    parts.append(tag("details", tag("summary", "the config"), tag("pre", text)))
+    parts.append(tag("details", tag("summary", "the config"), tag("pre", text), class_="config"))
     return section("provenance", "Provenance", *parts)
 
 

@@ -4,18 +4,15 @@ import dataclasses
 import shlex
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 from etils import epath
 
 from effnet_jax import files, hosts
-from effnet_jax.data.sources.base import Source
 from effnet_jax.metrics.figures import percent
 from effnet_jax.report.page import REPORT
 from effnet_jax.train.cache.fill import sweep_caches
-from effnet_jax.train.commands import command
+from effnet_jax.train.commands import command, example_image
 from effnet_jax.train.judging import Judged
 from effnet_jax.train.meter import duration
 from effnet_jax.train.reporting import report_run
@@ -134,12 +131,3 @@ def better_before(run: Run, last: int) -> list[str]:
         f"the best validation accuracy was {percent(known[best])} after epoch {run.epoch_at(best):.0f}, the last "
         f"{percent(known[last])}. Weights of the best: {export} --step best"
     ]
-
-
-def example_image(source: Source) -> str:
-    """Returns the path of one image of a source, of its middle class; empty where its images are no files."""
-    indices = list(range(len(source)))
-    if source.labels is not None:
-        indices = np.flatnonzero(np.asarray(source.labels) == len(source.class_names) // 2).tolist() or indices
-    path = source.example_id(indices[len(indices) // 2])
-    return path if Path(path).is_file() else ""

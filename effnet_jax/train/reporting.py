@@ -56,6 +56,7 @@ def page_of(
     metadata: Metadata,
     *,
     image: str = "",
+    root: str = "",
     beside: bool = True,
     tell: Callable[[str], None] = lambda what: None,
 ) -> bytes:
@@ -68,6 +69,7 @@ def page_of(
       phase: the last one.
       metadata: of the weights.
       image: a file to be classified, for the command; `""`: none is known.
+      root: where the data set is now; `""`: where the run had it.
       beside: whether the page will lie in the run dir.
       tell: hears what is done next.
     """
@@ -78,7 +80,15 @@ def page_of(
         training = _training_views(phase, sources["train"], story.data, int(story.config.get("seed", 0)))
     duplicates = story.config["data"].get("duplicates") != "off"
     return make_page(
-        story, evaluations, sources, view, training=training, duplicates=duplicates, beside=beside, tell=tell
+        story,
+        evaluations,
+        sources,
+        view,
+        training=training,
+        root=root,
+        duplicates=duplicates,
+        beside=beside,
+        tell=tell,
     )
 
 

@@ -1,6 +1,7 @@
 """A finished run, read from its run dir and told in plain values for `report.html`."""
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
+from effnet_jax import files
 from effnet_jax.data.augment_settings import AugmentSettings
-from effnet_jax.data.sources.base import Source
 from effnet_jax.errors import RunError
 from effnet_jax.model.efficientnet import create_model
 from effnet_jax.report.story import PhaseStory, Story
@@ -145,10 +146,11 @@ def advise(config: Any, rows: Sequence[Row], num_classes: int) -> list[str]:
 
 
 def _commands(folder: epath.Path, image: str) -> list[tuple[str, str]]:
+    folder = files.absolute(folder)
     weights = folder / WEIGHTS
-    predict = command("predict", weights, *([image] if image else []), "--top", 3)
+    predict = f"{command('predict', weights, '--top', 3)} {shlex.quote(image) if image else 'IMAGE…'}"
     return [
-        ("Classify photographs" + ("" if image else " (give files or folders)"), predict),
+        ("Classify photographs, files or folders", predict),
         ("Measure the weights again, or on other data (--config.data.name=…)", command("evaluate", folder)),
         ("A line for each image of the test split", command("evaluate", folder, "--csv", folder / "answers.csv")),
         (
@@ -195,8 +197,3 @@ def _after(step: Any) -> str:
 
 def _joined(*parts: Any) -> str:
     return ", ".join(str(part) for part in parts if part)
-
-
-def splits_of(summary: Mapping[str, Any], sources: Mapping[str, Source]) -> list[str]:
-    """Returns the splits of a run that were held back and are there."""
-    return [split for split in ("validation", "test") if split in sources and split in summary["images"]]
