@@ -7,7 +7,7 @@ import numpy as np
 from effnet_jax.report.html import Html, join, tag
 
 DRAWN = 200  # classes, at most
-_CELL = 12  # pixels, so that names of classes can be read
+_CELL = 11  # pixels, so that names of classes can be read
 _LETTERS = 22  # of a name along the axes
 
 

@@ -222,16 +222,21 @@ def _example(evaluation: Evaluation, gallery: Gallery, row: int, root: str, *lin
     answers, names = evaluation.answers, evaluation.class_names
     index, label = int(answers.index[row]), answers.label[row]
     told = [
-        tag("span", f"{names[kind]} {percent(chance, 0)}", class_="right" if kind == label else None)
+        tag("span", f"{names[kind]} {_together(chance)}", class_="right" if kind == label else None)
         for kind, chance in zip(answers.top[row, :2].tolist(), answers.probability[row, :2].tolist(), strict=True)
     ]
     if label not in answers.top[row, :2]:
-        told.append(tag("span", f"{names[label]} {100 * answers.label_probability[row]:.2g} %", class_="right"))
+        told.append(tag("span", f"{names[label]} {100 * answers.label_probability[row]:.2g}\u00a0%", class_="right"))
     name = gallery.source.example_id(index)
     answered = [tag("span", line, class_="answer") for line in told]
     return frame(
         gallery.picture(index), *(tag("strong", line) for line in lines), *answered, file_name(name, root), title=name
     )
+
+
+def _together(chance: float) -> str:
+    """A whole percentage that no line's end takes apart."""
+    return percent(chance, 0).replace(" ", "\u00a0")
 
 
 def file_name(name: str, root: str) -> Html:
@@ -302,7 +307,7 @@ def seen(evaluation: Evaluation, gallery: Gallery, view: EvaluationView, trainin
         if image is None:
             continue
         square = picture(to_levels(view(image)), f"what the model sees of {gallery.source.example_id(index)}")
-        told = tag("span", f"{names[answer]} {percent(answers.probability[row, 0], 0)}", class_="answer")
+        told = tag("span", f"{names[answer]} {_together(answers.probability[row, 0])}", class_="answer")
         verdict = "right" if label == answer else "wrong"
         shown.append(frame(square, tag("strong", names[label]), tag("span", told, class_=verdict)))
     side = f"{view.resolution}×{view.resolution} pixels"

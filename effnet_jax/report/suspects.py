@@ -16,13 +16,13 @@ class Suspect:
       split: that it is in.
       row: of the split's answers.
       other: the class that it more likely is.
-      margin: probability of its label less that of `other`: the lower, the likelier is an error.
+      probability: of its label: the lower, the likelier is an error.
     """
 
     split: str
     row: int
     other: int
-    margin: float
+    probability: float
 
 
 def worst_mistakes(answers: Answers, count: int) -> np.ndarray:
@@ -46,14 +46,14 @@ def label_errors(answers: Mapping[str, Answers]) -> list[Suspect]:
     """Finds labels that are likely wrong in splits that the model was not trained on.
 
     An example counts as of the likeliest class whose probability reaches that class's self-confidence; where that is
-    another one than its label, the label is suspect. The lowest margin comes first. Only the answers that are kept of
-    each example (its five likeliest classes) are looked at.
+    another one than its label, the label is suspect. The one of the lowest probability comes first. Only the answers
+    that are kept of each example (its five likeliest classes) are looked at.
 
     Args:
       answers: by split.
 
     Source: Northcutt, Jiang and Chuang, Confident Learning (2021): the confident joint's off-diagonal, ranked by
-      normalised margin.
+      self-confidence.
     """
     found = []
     for split, of in answers.items():
@@ -62,11 +62,10 @@ def label_errors(answers: Mapping[str, Answers]) -> list[Suspect]:
         sure = of.probability >= self_confidence(of)[of.top]
         first = sure.argmax(1)  # the likeliest comes first
         rows = np.arange(len(of))
-        other, share = of.top[rows, first], of.probability[rows, first]
-        margin = of.label_probability.astype(np.float64) - share
+        other = of.top[rows, first]
         for row in np.flatnonzero(sure.any(1) & (other != of.label)).tolist():
-            found.append(Suspect(split, row, int(other[row]), float(margin[row])))
-    return sorted(found, key=lambda suspect: suspect.margin)
+            found.append(Suspect(split, row, int(other[row]), float(of.label_probability[row])))
+    return sorted(found, key=lambda suspect: suspect.probability)
 
 
 def spread(answers: Answers, count: int) -> np.ndarray:
