@@ -71,7 +71,7 @@ def figures(evaluations: Mapping[str, Evaluations], shown: str) -> Html:
                     share(found.top1, found.top1_interval),
                     share(found.top5, found.top5_interval),
                     share(found.balanced, found.balanced_interval),
-                    f"{found.loss:.4f}",
+                    f"{found.loss:.4f}" if found.count else "–",
                     percent(found.reliability.ece, 2),
                 ]
             )
