@@ -18,13 +18,13 @@ from effnet_jax.data.sources.base import Source, typical_side
 from effnet_jax.errors import DataError, run_command
 from effnet_jax.evaluate import data_config, evaluate_source
 from effnet_jax.metrics.evaluation import Evaluation
-from effnet_jax.report.page import REPORT, write_page
+from effnet_jax.report.page import REPORT, make_page, write_page
 from effnet_jax.train.commands import example_image
 from effnet_jax.train.config import check_config
 from effnet_jax.train.config.differences import with_defaults
 from effnet_jax.train.judging import HELD_BACK
 from effnet_jax.train.phases import make_phases
-from effnet_jax.train.reporting import page_of
+from effnet_jax.train.reporting import material_of
 from effnet_jax.train.rundir.export import WEIGHTS, WEIGHTS_EMA
 from effnet_jax.train.rundir.workdir import CONFIG, read_run_json
 from effnet_jax.train.screen import Counting
@@ -74,14 +74,10 @@ def make_report(run: str, overrides: Sequence[str] = (), *, batch_size: int = 64
     counts = {split: len(source) for split, source in sources.items()}
     train = sources["train"]
     phases = make_phases(check_config(config), counts, None, typical_side(train), train)
-    return page_of(
-        folder,
-        evaluations,
-        sources,
-        phases[-1],
-        own,
-        image=example_image(sources.get("test") or train),
-        root=str(config["data"]["name"]),
+    story = read_story(folder, example_image(sources.get("test") or train))
+    return make_page(
+        story,
+        material_of(config, evaluations, sources, phases[-1], own),
         beside=beside,
         tell=lambda what: print(f"{what} …", file=sys.stderr, flush=True),
     )

@@ -1,6 +1,7 @@
 """The page: all parts of it in one file, with its style and script, that asks no network for anything."""
 
 import base64
+import dataclasses
 import hashlib
 import importlib.resources
 import os
@@ -33,43 +34,51 @@ PARTS = (
 )
 
 
-def make_page(
-    story: Story,
-    evaluations: Mapping[str, sections.Evaluations],
-    sources: Mapping[str, Source],
-    view: EvaluationView,
-    *,
-    training: TrainingViews | None = None,
-    root: str = "",
-    duplicates: bool = True,
-    beside: bool = True,
-    tell: Callable[[str], None] = lambda what: None,
-) -> bytes:
-    """Makes the page of a finished run.
+@dataclasses.dataclass(frozen=True)
+class Material:
+    """What a page shows besides the run's story.
 
-    Args:
-      story: of the run.
+    Attributes:
       evaluations: by name of the weights, the run's own first, and by split; the test split is shown where there is
         one, else the validation split.
       sources: by split, those that were evaluated among them: where pictures come from.
       view: how the model sees an image in evaluation.
       training: what it sees in training, where that is known.
-      root: where the data set is now, below which images are named; `""`: where the run had it.
+      root: where the data set is, below which images are named.
       duplicates: whether images with two labels are looked for.
-      beside: whether the page will lie in the run dir.
+    """
+
+    evaluations: Mapping[str, sections.Evaluations]
+    sources: Mapping[str, Source]
+    view: EvaluationView
+    training: TrainingViews | None = None
+    root: str = ""
+    duplicates: bool = True
+
+
+def make_page(
+    story: Story, material: Material, *, beside: bool = True, tell: Callable[[str], None] = lambda what: None
+) -> bytes:
+    """Makes the page of a finished run.
+
+    Args:
+      story: of the run.
+      material: evaluations, and the images that they are of.
+      beside: whether the page will lie in the run dir, so that it can link to its files.
       tell: hears what is done next.
 
     Returns:
       UTF-8.
     """
+    evaluations, sources = material.evaluations, material.sources
     own = next(iter(evaluations.values()))
     split = "test" if "test" in own else next(iter(own))
     evaluation = own[split]
     galleries = {name: Gallery(source) for name, source in sources.items()}
-    if duplicates:
+    if material.duplicates:
         tell("looking for images with two labels")
-    twins = find_twins(sources) if duplicates else Twins(notes=("Not looked for: data.duplicates is 'off'.",))
-    root = os.path.join(expand(root or story.data), "")
+    twins = find_twins(sources) if material.duplicates else Twins(notes=("Not looked for: data.duplicates is 'off'.",))
+    root = os.path.join(expand(material.root or story.data), "")
     elsewhere = Html("<code>evaluation.json</code>")
     if beside and "evaluation.json" in story.files:
         elsewhere = tag("a", elsewhere, href="evaluation.json")
@@ -85,7 +94,7 @@ def make_page(
         sections.calibration(evaluation),
         sections.mistakes(evaluation, galleries[split], root),
         sections.suspects(own, galleries, twins, root),
-        sections.seen(evaluation, galleries[split], view, training),
+        sections.seen(evaluation, galleries[split], material.view, material.training),
         sections.advice(story),
         sections.commands(story),
     ]

@@ -1,7 +1,8 @@
 """`report.html` at the end of a run, and what the command for older runs shares with it."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from etils import epath
 
@@ -10,7 +11,7 @@ from effnet_jax.data.view import EvaluationView
 from effnet_jax.errors import in_brief
 from effnet_jax.metrics.evaluation import Evaluation
 from effnet_jax.preview import make_views
-from effnet_jax.report.page import REPORT, make_page, write_page
+from effnet_jax.report.page import REPORT, Material, make_page, write_page
 from effnet_jax.report.pictures import to_levels
 from effnet_jax.report.sections import SEEN
 from effnet_jax.report.story import TrainingViews
@@ -38,57 +39,40 @@ def report_run(run: Run, judged: Mapping[str, Judged], image: str) -> str | None
     evaluations = {name: of.evaluations for name, of in judged.items() if of.evaluations}
     if not evaluations:
         return None
+    run.screen.say(f"writing {REPORT} …")
     try:
-        page = page_of(
-            run.workdir, evaluations, run.sources, run.phases[-1], read_metadata(run.workdir / WEIGHTS), image=image
-        )
-        write_page(run.workdir / REPORT, page)
+        metadata = read_metadata(run.workdir / WEIGHTS)
+        material = material_of(run.config, evaluations, run.sources, run.phases[-1], metadata)
+        write_page(run.workdir / REPORT, make_page(read_story(run.workdir, image), material))
     except Exception as error:  # whatever images, fonts or a full disk raise
         return f"{REPORT} was not written ({in_brief(error)}). This makes it: {command('report', run.workdir)}"
     return None
 
 
-def page_of(
-    folder: epath.Path,
+def material_of(
+    config: Mapping[str, Any],
     evaluations: Mapping[str, Mapping[str, Evaluation]],
     sources: Mapping[str, Source],
     phase: Phase,
     metadata: Metadata,
-    *,
-    image: str = "",
-    root: str = "",
-    beside: bool = True,
-    tell: Callable[[str], None] = lambda what: None,
-) -> bytes:
-    """Makes the page of a finished run.
+) -> Material:
+    """Gathers what a page shows.
 
     Args:
-      folder: the run dir.
+      config: of the run, with `data.name` where the data is.
       evaluations: by name of the weights and by split.
-      sources: by split, the training split among them where its data is at hand.
+      sources: by split, the training split among them.
       phase: the last one.
       metadata: of the weights.
-      image: a file to be classified, for the command; `""`: none is known.
-      root: where the data set is now; `""`: where the run had it.
-      beside: whether the page will lie in the run dir.
-      tell: hears what is done next.
     """
-    story = read_story(folder, image)
-    view = EvaluationView(metadata.resolution, metadata.evaluation, metadata.crop, metadata.resize)
-    training = None
-    if "train" in sources:
-        training = _training_views(phase, sources["train"], story.data, int(story.config.get("seed", 0)))
-    duplicates = story.config["data"].get("duplicates") != "off"
-    return make_page(
-        story,
-        evaluations,
-        sources,
-        view,
-        training=training,
-        root=root,
-        duplicates=duplicates,
-        beside=beside,
-        tell=tell,
+    data = config["data"]
+    return Material(
+        evaluations=evaluations,
+        sources=sources,
+        view=EvaluationView(metadata.resolution, metadata.evaluation, metadata.crop, metadata.resize),
+        training=_training_views(phase, sources["train"], str(data["name"]), int(config["seed"])),
+        root=str(data["name"]),
+        duplicates=data["duplicates"] != "off",
     )
 
 

@@ -26,7 +26,9 @@ def nasty(tmp_path):
     evaluations = {"weights": {"test": made.evaluation(sources["test"], temperature=0.8)}}
     evaluations["weights_ema"] = {"test": made.evaluation(sources["test"], seed=1)}
     views = TrainingViews("step 0 <b>", [np.zeros((64, 64, 3), np.uint8)] * 2, ["<b>\n&", "dog"])
-    text = page.make_page(made.story(), evaluations, sources, VIEW, training=views, root=str(tmp_path / "data"))
+    text = page.make_page(
+        made.story(), page.Material(evaluations, sources, VIEW, training=views, root=str(tmp_path / "data"))
+    )
     path = tmp_path / "run" / "report.html"
     page.write_page(path, text)
     (tmp_path / "run" / "summary.json").write_text("{}")
@@ -65,7 +67,7 @@ def test_links_lead_somewhere(nasty):
 def test_a_page_elsewhere_has_no_links_to_files_beside_it(tmp_path):
     sources = made.folder(tmp_path / "data", ("cat", "dog"))
     own = {"weights": {"test": made.evaluation(sources["test"])}}
-    text = page.make_page(made.story(), own, sources, VIEW, beside=False).decode()
+    text = page.make_page(made.story(), page.Material(own, sources, VIEW), beside=False).decode()
     assert all(link.startswith("#") for link in re.findall(r'<a href="([^"]+)"', text))
 
 
@@ -83,7 +85,7 @@ def test_a_hundred_classes_are_a_small_page_with_a_matrix_of_all():
     shares, labels, names, source = _large(100, 10_000)
     evaluation = Evaluation(made.answers(shares, labels), names, source, 1.0, [])
     own = {"weights": {"test": evaluation}}
-    text = page.make_page(made.story(), own, {"test": source}, VIEW, duplicates=False)
+    text = page.make_page(made.story(), page.Material(own, {"test": source}, VIEW, duplicates=False))
     assert len(text) < 2e6
     matrix = text.decode().partition('class="matrix"')[2].partition("</svg>")[0]
     assert sum(int(count) for count in re.findall(r": (\d+) \(", matrix)) == 10_000
@@ -97,7 +99,9 @@ def test_very_many_classes_are_cut_off_and_the_page_says_where_they_are():
     changed = {"label": labels, "top": np.stack([(labels + shift) % classes for shift in (1, 0, 2, 3, 4)], 1)}
     answered = type(answered)(**{**vars(answered), **changed, "classes": classes})
     own = {"weights": {"test": Evaluation(answered, names, source, 1.0, [])}}
-    text = page.make_page(made.story(files=["evaluation.json"]), own, {"test": source}, VIEW, duplicates=False).decode()
+    text = page.make_page(
+        made.story(files=["evaluation.json"]), page.Material(own, {"test": source}, VIEW, duplicates=False)
+    ).decode()
     assert len(text) < 2e6 and "The 1,000 of 21,000 classes with the lowest recall" in text
     assert '<a href="evaluation.json">' in text and 'class="matrix"' not in text
 
@@ -105,7 +109,7 @@ def test_very_many_classes_are_cut_off_and_the_page_says_where_they_are():
 def test_without_a_test_split_the_page_is_about_validation(tmp_path):
     sources = made.folder(tmp_path / "data", ("cat", "dog"))
     own = {"weights": {"validation": made.evaluation(sources["test"])}}
-    text = page.make_page(made.story(), own, {"validation": sources["test"]}, VIEW).decode()
+    text = page.make_page(made.story(), page.Material(own, {"validation": sources["test"]}, VIEW)).decode()
     assert (
         "about the validation split, which settings may have been chosen by" in text and "validation images of" in text
     )
@@ -117,7 +121,7 @@ def test_all_right_and_nothing_at_all_are_no_errors(tmp_path):
     for shares, those in ((np.eye(2)[labels], labels), (np.zeros((0, 2)), np.zeros(0, int))):
         evaluation = Evaluation(made.answers(shares, those), ("cat", "dog"), sources["test"], 1.0, [])
         text = page.make_page(
-            made.story(rows=[], phases=[], advice=[]), {"weights": {"test": evaluation}}, sources, VIEW
+            made.story(rows=[], phases=[], advice=[]), page.Material({"weights": {"test": evaluation}}, sources, VIEW)
         )
         assert b"Every answer is right" in text and b"Nothing was mistaken" in text
         assert not re.search(rb"\bnan\b", re.sub(rb'src="[^"]*"', b"", text))
