@@ -79,9 +79,9 @@ def make_page(
         tell("looking for images with two labels")
     twins = find_twins(sources) if material.duplicates else Twins(notes=("Not looked for: data.duplicates is 'off'.",))
     root = os.path.join(expand(material.root or story.data), "")
-    elsewhere = Html("<code>evaluation.json</code>")
-    if beside and "evaluation.json" in story.files:
-        elsewhere = tag("a", elsewhere, href="evaluation.json")
+    elsewhere = tag("code", "python -m effnet_jax.evaluate RUN --json=FILE")
+    if "evaluation.json" in story.files:
+        elsewhere = tag("a" if beside else "code", "evaluation.json", href="evaluation.json" if beside else None)
     tell("drawing the page")
     parts = [
         sections.headline(story, split, evaluation),

@@ -161,7 +161,7 @@ def classes(evaluation: Evaluation, elsewhere: Html) -> Html:
         tag("div", table(heads, rows, label="classes", numbers=(1, 2, 3, 4), sorts=True), class_="tall"),
     ]  # fmt: skip
     if len(order) > CLASSES:
-        words = f"The {CLASSES:,} of {len(order):,} classes with the lowest recall are shown; all are in "
+        words = f"The {CLASSES:,} of {len(order):,} classes with the lowest recall are shown; all: "
         parts.append(tag("p", words, elsewhere, "."))
     if absent := len(names) - len(there):
         parts.append(tag("p", f"{absent:,} class{'es' * (absent > 1)} of the model have no image in this split."))
@@ -226,7 +226,7 @@ def _example(evaluation: Evaluation, gallery: Gallery, row: int, root: str, *lin
         for kind, chance in zip(answers.top[row, :2].tolist(), answers.probability[row, :2].tolist(), strict=True)
     ]
     if label not in answers.top[row, :2]:
-        told.append(tag("span", f"{names[label]} {100 * answers.label_probability[row]:.2g}\u00a0%", class_="right"))
+        told.append(tag("span", f"{names[label]} {_small(answers.label_probability[row])}", class_="right"))
     name = gallery.source.example_id(index)
     answered = [tag("span", line, class_="answer") for line in told]
     return frame(
@@ -237,6 +237,11 @@ def _example(evaluation: Evaluation, gallery: Gallery, row: int, root: str, *lin
 def _together(chance: float) -> str:
     """A whole percentage that no line's end takes apart."""
     return percent(chance, 0).replace(" ", "\u00a0")
+
+
+def _small(chance: float) -> str:
+    """A percentage that may be far below one."""
+    return "under\u00a00.001\u00a0%" if chance < 1e-5 else f"{100 * chance:.2g}\u00a0%"
 
 
 def file_name(name: str, root: str) -> Html:
@@ -260,7 +265,7 @@ def suspects(evaluations: Evaluations, galleries: Mapping[str, Gallery], twins: 
         words = (
             f"{len(found):,} images of {of} are answered with more confidence than their likelier class gets where it "
             f"is the label (confident learning, Northcutt et al. 2021). The first {min(SUSPECTS, len(found))} are "
-            "shown, the surest first. They are mistakes of the model or of the label: look at them."
+            "shown, the least likely label first. They are mistakes of the model or of the label: look at them."
         )
         parts += [tag("p", words), tag("div", *shown, class_="grid")]
     else:

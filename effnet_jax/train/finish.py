@@ -59,7 +59,8 @@ def finish_run(run: Run, standing: Standing, judged: Mapping[str, Judged]) -> di
     # The run is finished: what comes now is made again by a command.
     with hosts.agree("the report is written"):
         unwritten = report_run(run, judged, example) if run.config.report and hosts.is_first() else None
-    for line in closing_words(run, summary, example):
+    reported = run.config.report and unwritten is None and (folder / REPORT).exists()
+    for line in closing_words(run, summary, example, reported):
         run.screen.say(line)
     for warning in filter(None, (trouble, unwritten)):
         run.screen.say(f"warning: {warning}")
@@ -106,14 +107,14 @@ def finished_words(workdir: epath.Path, summary: Mapping[str, Any]) -> str:
     return f"{workdir} is finished: {figures(summary)}; see {workdir / SUMMARY}"
 
 
-def closing_words(run: Run, summary: Mapping[str, Any], image: str) -> list[str]:
+def closing_words(run: Run, summary: Mapping[str, Any], image: str, reported: bool) -> list[str]:
     """Says the accuracies of each phase, where report and curves are, and the command that classifies an image."""
     folder = run.workdir
     lines = ["", *(f"after {phase['name']}: {figures(phase)}" for phase in summary["phases"])]
     if run.skipped.images:
         lines.append(f"skipped images: {run.skipped}, listed in {folder / SKIPPED}")
     lines += better_before(run, int(summary["steps"]))
-    if hosts.is_first() and (folder / REPORT).exists():
+    if reported:
         lines.append(f"report: {folder / REPORT}")
     lines.append(f"curves: {folder / CURVES}    figures: {folder / SUMMARY}    weights: {folder / WEIGHTS}")
     lines.append(f"took {duration(summary['seconds'])}. Classify an image:")

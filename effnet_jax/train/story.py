@@ -5,14 +5,13 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
+import numpy as np
 from etils import epath
 
-from effnet_jax import files
+from effnet_jax import files, trees
 from effnet_jax.data.augment_settings import AugmentSettings
 from effnet_jax.errors import RunError
-from effnet_jax.model.efficientnet import create_model
+from effnet_jax.model.variants import VARIANTS
 from effnet_jax.report.story import PhaseStory, Story
 from effnet_jax.train import advice
 from effnet_jax.train.commands import command
@@ -28,6 +27,7 @@ from effnet_jax.train.rundir.skipped import SKIPPED
 from effnet_jax.train.rundir.workdir import CONFIG, SUMMARY, read_run_json
 from effnet_jax.train.step.optimizers import unit_factors
 from effnet_jax.weights.metadata import METADATA_FILE
+from effnet_jax.weights.names import parameter_shapes
 
 EVALUATION = "evaluation.json"
 _LINKED = (SUMMARY, EVALUATION, METRICS, CURVES, CONFIG, DATA, ATTEMPTS, SKIPPED, f"{WEIGHTS}/{METADATA_FILE}")
@@ -65,7 +65,7 @@ def read_story(folder: epath.Path, image: str = "") -> Story:
         rows=rows,
         phases=_phases(config, summary),
         advice=advise(config, rows, len(summary.get("class_names") or ()) or config.num_classes),
-        commands=_commands(folder, image),
+        commands=_commands(folder, image, "test" if "test" in summary["images"] else "validation"),
         provenance=_provenance(folder, summary),
         files=[name for name in _LINKED if (folder / name).exists()],
     )
@@ -73,9 +73,9 @@ def read_story(folder: epath.Path, image: str = "") -> Story:
 
 def _phases(config: Any, summary: Mapping[str, Any]) -> list[PhaseStory]:
     classes = len(summary.get("class_names") or ()) or config.num_classes or 1
-    model = create_model(config.variant, num_classes=classes)
-    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    shapes = parameter_shapes(VARIANTS[config.variant], classes)
+    # Shapes without memory: only how many parameters there are is asked.
+    params = trees.nest({path: np.broadcast_to(np.float32(0), shape) for path, shape in shapes.items()})["params"]
     told = []
     for keys, results in zip(config.phases, summary["phases"], strict=False):
         plan = make_plan(config, keys)
@@ -97,7 +97,7 @@ def _settings(config: Any, keys: Any) -> dict[str, str]:
         "optimizer": f"{keys['optimizer']}, momentum {keys['momentum']:g}",
         "learning rate": f"{keys['learning_rate']:g}, {keys['schedule']}{warmup}",
         "weight decay": f"{keys['weight_decay']:g}" if keys["weight_decay"] else "",
-        "resolution": str(keys["resolution"] or config.resolution or "the variant's"),
+        "resolution": str(keys["resolution"] or config.resolution or VARIANTS[config.variant].resolution),
         "batch": str(config.batch_size),
         "augmentation": ", ".join(f"{name} {_short(value)}" for name, value in used.items()) or "none",
         "sampling": sampling_of(config, keys) if sampling_of(config, keys) != "natural" else "",
@@ -136,8 +136,7 @@ def advise(config: Any, rows: Sequence[Row], num_classes: int) -> list[str]:
             said += advice.above_guessing(keys, train[index - 1] if index else {}, row, num_classes)
         size = keys["resolution"] or config.resolution
         if validation and train and validation[0]["step"] == train[0]["step"] and size == resolution:
-            mode = "train" if make_plan(config, keys).batch_norm_units else "frozen"
-            said += advice.at_border(before, validation[0], mode)
+            said += advice.at_border(before, validation[0], make_plan(config, keys).batch_norm)
         if train and validation:
             said += advice.at_end(keys, config.batch_size, train[-1], validation[-1])
         before, resolution = (validation[-1] if validation else before), size
@@ -145,14 +144,17 @@ def advise(config: Any, rows: Sequence[Row], num_classes: int) -> list[str]:
     return told
 
 
-def _commands(folder: epath.Path, image: str) -> list[tuple[str, str]]:
+def _commands(folder: epath.Path, image: str, split: str) -> list[tuple[str, str]]:
     folder = files.absolute(folder)
     weights = folder / WEIGHTS
+    asked = [] if split == "test" else [f"--split={split}"]
     predict = f"{command('predict', weights, '--top', 3)} {shlex.quote(image) if image else 'IMAGE…'}"
     return [
         ("Classify photographs, files or folders", predict),
-        ("Measure the weights again, or on other data (--config.data.name=…)", command("evaluate", folder)),
-        ("A line for each image of the test split", command("evaluate", folder, "--csv", folder / "answers.csv")),
+        (
+            "Measure the weights again, or on other data (--config.data.name=…), with a line for each image",
+            command("evaluate", folder, *asked, f"--csv={folder / 'answers.csv'}"),
+        ),
         (
             "Weights for other programs: timm, keras, tf1, onnx, savedmodel, litert, stablehlo",
             command("export", weights, f"{folder}-timm", "--format=timm"),

@@ -70,6 +70,7 @@ def test_a_run_writes_it_and_the_command_writes_it_anew(image_folder, tmp_path, 
     summary = train(config, folder, devices=jax.devices()[:1])
     said = capsys.readouterr().out
     assert summary["test"]["count"] == 12 and (folder / "summary.json").exists()
+    assert f"report: {folder}" not in said
     assert "warning: report.html was not written" in said and "-m effnet_jax.report" in said
 
     shutil.rmtree(folder / "report.html")
