@@ -77,7 +77,8 @@ def make_page(
     galleries = {name: Gallery(source) for name, source in sources.items()}
     if material.duplicates:
         tell("looking for images with two labels")
-    twins = find_twins(sources) if material.duplicates else Twins(notes=("Not looked for: data.duplicates is 'off'.",))
+    unsearched = Twins(notes=("Not looked for: data.duplicates is 'off'.",), searched=False)
+    twins = find_twins(sources) if material.duplicates else unsearched
     root = os.path.join(expand(material.root or story.data), "")
     elsewhere = tag("code", "python -m effnet_jax.evaluate RUN --json=FILE")
     if "evaluation.json" in story.files:

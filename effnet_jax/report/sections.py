@@ -291,7 +291,7 @@ def suspects(evaluations: Evaluations, galleries: Mapping[str, Gallery], twins: 
         if listed:
             drawn = table(["image", "label", "image", "label"], listed, label="images with two labels")
             parts.append(tag("details", tag("summary", "more of them"), drawn))
-    else:
+    elif twins.searched:
         parts.append(tag("p", "None was found."))
     parts += [tag("p", note, class_="dim") for note in twins.notes]
     return section("labels", "Likely label errors", *parts)

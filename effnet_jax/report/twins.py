@@ -31,10 +31,11 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Twins:
-    """The pairs, equal ones first, and what was not searched."""
+    """The pairs, equal ones first, what was not searched, and whether anything was."""
 
     pairs: tuple[Pair, ...] = ()
     notes: tuple[str, ...] = ()
+    searched: bool = True
 
 
 def find_twins(sources: Mapping[str, Source], seconds: float = SECONDS) -> Twins:

@@ -90,6 +90,7 @@ def test_a_hundred_classes_are_a_small_page_with_a_matrix_of_all():
     matrix = text.decode().partition('class="matrix"')[2].partition("</svg>")[0]
     assert sum(int(count) for count in re.findall(r": (\d+) \(", matrix)) == 10_000
     assert text.count(b"data:image/jpeg") <= 60
+    assert b"Not looked for" in text and b"None was found" not in text
 
 
 def test_very_many_classes_are_cut_off_and_the_page_says_where_they_are():
