@@ -9,6 +9,7 @@ COMMANDS = {
     "train": "trains as a recipe says, and resumes",
     "predict": "classifies photographs",
     "evaluate": "measures weights on labelled images",
+    "report": "makes the page about a finished run anew",
     "weights": "lists, shows and fetches published weights",
     "port": "makes a weights dir of weights of any kind",
     "export": "writes weights for other programs; makes a weights dir of a run's checkpoint",
@@ -17,7 +18,7 @@ COMMANDS = {
     "summary": "prints a variant's units, shapes and parameters",
     "tpu": "compiles a recipe for a slice of TPUs, without one",
 }
-_PACKAGES = ("train", "predict", "weights", "tpu")  # whose command is their `__main__`
+_PACKAGES = ("train", "predict", "report", "weights", "tpu")  # whose command is their `__main__`
 
 
 def main() -> int | None:

@@ -65,6 +65,22 @@ def evaluate(
     expression = str(data[split] or split) if split in ("train", "validation", "test") else split
     dataset = open_dataset(data, [expression], class_names=metadata.class_names)
     source = dataset.split(expression)
+    return evaluate_source(
+        model, variables, metadata, source, batch_size=batch_size, workers=data["workers"], tell=tell
+    )
+
+
+def evaluate_source(
+    model: Any,
+    variables: Any,
+    metadata: Metadata,
+    source: Source,
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    tell: Any = lambda done, total: None,
+) -> Evaluation:
+    """Measures weights that are loaded on a split that is open; arguments and errors as of `evaluate` and `_ask`."""
     classes = match_classes(metadata, source.class_names, source.name)
     skipped: BadImages = []
     answers = _ask(
@@ -73,7 +89,7 @@ def evaluate(
         metadata,
         source,
         batch_size=batch_size,
-        workers=data["workers"],
+        workers=workers,
         classes=classes,
         bad=skipped,
         tell=lambda done: tell(done, len(source)),

@@ -26,7 +26,7 @@ from effnet_jax.data.sources.base import ArraySource, Source, typical_side
 from effnet_jax.errors import ConfigError, WeightsError, nearest, run_command
 from effnet_jax.train.config import check_config
 from effnet_jax.train.initial import check_weights
-from effnet_jax.train.phases import make_phases
+from effnet_jax.train.phases import Phase, make_phases
 from effnet_jax.train.step.steps import view_keys
 from effnet_jax.weights.metadata import Metadata
 
@@ -73,25 +73,42 @@ def collect_views(config: Any, *, phase: str = "", step: int = 0, count: int = 2
     source = open_source(config.data, "train")
     phases = make_phases(config, {"train": len(source)}, _weights(config), typical_side(source), source)
     chosen = phases[names.index(phase) if phase else 0]
-    resolution = chosen.resolution
-    with contextlib.closing(chosen.feed.training(source, step, np.arange(config.batch_size))) as batches:
+    return make_views(chosen, source, name=Path(config.data.name).name, seed=config.seed, step=step, count=count)
+
+
+def make_views(phase: Phase, source: Source, *, name: str, seed: int, step: int, count: int) -> Views:
+    """Makes the first views of a training step, exactly those of the run, and the evaluation views of their examples.
+
+    Args:
+      phase: resolved.
+      source: the training images.
+      name: of the data set, for the title.
+      seed: of the run.
+      step: of the run.
+      count: how many examples at most.
+
+    Raises:
+      DataError: data that cannot be read.
+    """
+    resolution = phase.resolution
+    # Mixing takes partners in pairs of neighbours.
+    rows = np.arange(min(count + count % 2, phase.feed.batch_size))
+    with contextlib.closing(phase.feed.training(source, step, rows)) as batches:
         batch = next(batches)
-    augment = jax.jit(chosen.make_augment(len(source.class_names)))
-    # The whole batch, since mixing takes partners from all of it.
-    repeats = chosen.feed.sampling == "balanced"
-    keys = view_keys(config.seed, jnp.int32(step), jax.tree.map(jnp.asarray, batch), chosen.views, repeats=repeats)
+    augment = jax.jit(phase.make_augment(len(source.class_names)))
+    repeats = phase.feed.sampling == "balanced"
+    keys = view_keys(seed, jnp.int32(step), jax.tree.map(jnp.asarray, batch), phase.views, repeats=repeats)
     training, targets = augment(batch, keys)
     positions = batch["index"][:count]
-    (evaluation,) = chosen.feed.evaluating(_picked(source, positions), len(positions))
+    (evaluation,) = phase.feed.evaluating(_picked(source, positions), len(positions))
     images = jnp.asarray(evaluation["image"])
     if images.dtype == jnp.uint8:
         images = resize_on_device(images, resolution)
     off = dataclasses.asdict(AugmentSettings())
-    used = {name: value for name, value in chosen.augment.items() if value != off[name]}
-    described = ", ".join(f"{name} {value}" for name, value in used.items()) or "no augmentation"
-    what = f"{Path(config.data.name).name}, phase {chosen.name}, step {step}, {resolution}x{resolution}"
+    used = {key: value for key, value in phase.augment.items() if value != off[key]}
+    described = ", ".join(f"{key} {value}" for key, value in used.items()) or "no augmentation"
     return Views(
-        title=f"{what}: {described}",
+        title=f"{name}, phase {phase.name}, step {step}, {resolution}x{resolution}: {described}",
         training=np.asarray(training[: len(positions)]),
         training_captions=[_caption(target, source.class_names) for target in np.asarray(targets[: len(positions)])],
         evaluation=np.asarray(images),

@@ -52,6 +52,13 @@ def test_a_phases_own_augmentation_is_shown_with_the_shares_of_mixed_classes(ima
         collect_views(make_config(image_folder(name="more")), phase="block")
 
 
+def test_some_views_of_a_step_are_those_of_the_whole_batch(image_folder):
+    config = make_config(image_folder(("cat", "dog", "fox", "owl")), flip=True, shift=0.2)
+    every, some = (collect_views(config, phase="blocks", step=2, count=count) for count in (8, 3))
+    np.testing.assert_allclose(some.training, every.training[:3], atol=1e-3)
+    assert some.training_captions == every.training_captions[:3]
+
+
 def test_a_balanced_phase_shows_an_image_in_several_ways(image_folder):
     root = image_folder(per_class={"train": 4})
     for number in range(1, 4):

@@ -2,21 +2,20 @@
 
 import dataclasses
 import shlex
-import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 from etils import epath
 
 from effnet_jax import files, hosts
-from effnet_jax.data.sources.base import Source
 from effnet_jax.metrics.figures import percent
+from effnet_jax.report.page import REPORT
 from effnet_jax.train.cache.fill import sweep_caches
+from effnet_jax.train.commands import command, example_image
 from effnet_jax.train.judging import Judged
 from effnet_jax.train.meter import duration
+from effnet_jax.train.reporting import report_run
 from effnet_jax.train.run import Run, Standing
 from effnet_jax.train.rundir.attempts import provenance, read_attempts
 from effnet_jax.train.rundir.checkpoints import best_step
@@ -24,8 +23,7 @@ from effnet_jax.train.rundir.export import WEIGHTS, trained_metadata, write_run_
 from effnet_jax.train.rundir.log import CURVES
 from effnet_jax.train.rundir.skipped import SKIPPED
 from effnet_jax.train.rundir.workdir import SUMMARY
-
-EVALUATION = "evaluation.json"
+from effnet_jax.train.story import EVALUATION
 
 
 def finish_run(run: Run, standing: Standing, judged: Mapping[str, Judged]) -> dict[str, Any]:
@@ -51,16 +49,21 @@ def finish_run(run: Run, standing: Standing, judged: Mapping[str, Judged]) -> di
     sweep_caches(run)
     summary = summarise(run, standing)
     trouble = run.log.draw(now=True)
+    example = example_image(run.sources.get("test") or run.sources["train"])
     with hosts.agree("the summary is written"):
         if hosts.is_first():
             run.log.flush()
             if evaluations := {name: _as_json(of) for name, of in judged.items() if of.evaluations}:
                 files.write_json(folder / EVALUATION, evaluations)
             files.write_json(folder / SUMMARY, summary)
-    for line in closing_words(run, summary):
+    # The run is finished: what comes now is made again by a command.
+    with hosts.agree("the report is written"):
+        unwritten = report_run(run, judged, example) if run.config.report and hosts.is_first() else None
+    reported = run.config.report and unwritten is None and (folder / REPORT).exists()
+    for line in closing_words(run, summary, example, reported):
         run.screen.say(line)
-    if trouble:
-        run.screen.say(f"warning: {trouble}")
+    for warning in filter(None, (trouble, unwritten)):
+        run.screen.say(f"warning: {warning}")
     return summary
 
 
@@ -104,17 +107,18 @@ def finished_words(workdir: epath.Path, summary: Mapping[str, Any]) -> str:
     return f"{workdir} is finished: {figures(summary)}; see {workdir / SUMMARY}"
 
 
-def closing_words(run: Run, summary: Mapping[str, Any]) -> list[str]:
-    """Says the accuracies of each phase, where the curves are, and the command that classifies an image."""
+def closing_words(run: Run, summary: Mapping[str, Any], image: str, reported: bool) -> list[str]:
+    """Says the accuracies of each phase, where report and curves are, and the command that classifies an image."""
     folder = run.workdir
     lines = ["", *(f"after {phase['name']}: {figures(phase)}" for phase in summary["phases"])]
     if run.skipped.images:
         lines.append(f"skipped images: {run.skipped}, listed in {folder / SKIPPED}")
     lines += better_before(run, int(summary["steps"]))
+    if reported:
+        lines.append(f"report: {folder / REPORT}")
     lines.append(f"curves: {folder / CURVES}    figures: {folder / SUMMARY}    weights: {folder / WEIGHTS}")
     lines.append(f"took {duration(summary['seconds'])}. Classify an image:")
-    image = example_image(run.sources.get("test") or run.sources["train"])
-    return [*lines, f"  {_command('predict', folder / WEIGHTS)} {shlex.quote(image) if image else 'IMAGE…'}"]
+    return [*lines, f"  {command('predict', folder / WEIGHTS)} {shlex.quote(image) if image else 'IMAGE…'}"]
 
 
 def better_before(run: Run, last: int) -> list[str]:
@@ -123,24 +127,8 @@ def better_before(run: Run, last: int) -> list[str]:
     best = best_step(run.checkpoints.saved_steps(), known) if hosts.is_first() else None
     if best is None or last not in known or known[best] <= known[last]:
         return []
-    export = _command("export", run.workdir, f"{run.workdir}-best")
+    export = command("export", run.workdir, f"{run.workdir}-best")
     return [
         f"the best validation accuracy was {percent(known[best])} after epoch {run.epoch_at(best):.0f}, the last "
         f"{percent(known[last])}. Weights of the best: {export} --step best"
     ]
-
-
-def _command(name: str, *arguments: Any) -> str:
-    python = Path(sys.executable)
-    if python.is_relative_to(Path.cwd()):
-        python = python.relative_to(Path.cwd())
-    return shlex.join([str(python), "-m", f"effnet_jax.{name}", *map(str, arguments)])
-
-
-def example_image(source: Source) -> str:
-    """Returns the path of one image of a source, of its middle class; empty where its images are no files."""
-    indices = list(range(len(source)))
-    if source.labels is not None:
-        indices = np.flatnonzero(np.asarray(source.labels) == len(source.class_names) // 2).tolist() or indices
-    path = source.example_id(indices[len(indices) // 2])
-    return path if Path(path).is_file() else ""
