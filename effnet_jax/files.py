@@ -269,11 +269,18 @@ def write_bytes(path: AnyPath, data: bytes) -> None:
         with bucket_errors(place):
             place.write_bytes(data)
         return
+    with new_file(place) as partial:
+        partial.write_bytes(data)
+
+
+@contextlib.contextmanager
+def new_file(path: AnyPath) -> Iterator[Path]:
+    """Gives a place beside a file on a disk to write it to: it comes into its own place whole, or not at all."""
+    place = Path(as_path(path))
     partial = place.with_name(f".{place.name}.{os.getpid()}-{threading.get_ident()}{_PARTIAL}")
     try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
+        yield partial
+        with open(partial, "rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, place)
     except BaseException as error:

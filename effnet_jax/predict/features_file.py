@@ -108,23 +108,17 @@ class FeaturesOutput:
         Raises:
           DiskError: there is no room for it; the rows stay, so that the same command makes it.
         """
-        partial = self._out.with_name(f".{self._out.name}.partial")
         try:
-            with open(self._rows.path, "rb") as rows:
+            with files.new_file(self._out) as place, open(self._rows.path, "rb") as rows:
                 write = _write_npz if self._out.suffix.lower() == ".npz" else _write_parquet
-                write(partial, rows, self._told, self.done - self.bad, self._width)
-            with open(partial, "rb") as whole:
-                os.fsync(whole.fileno())  # before what it was made of goes
-            os.replace(partial, self._out)
-        except BaseException as error:
-            with contextlib.suppress(OSError):
-                os.unlink(partial)
-            if isinstance(error, OSError) and files.full_disk(error):
-                raise DiskError(
-                    f"no space left on the disk for {self._out}: its rows are in {self._rows.path}, all of them; free "
-                    "some, and give the same command again, which then makes the file of them"
-                ) from None
-            raise
+                write(place, rows, self._told, self.done - self.bad, self._width)
+        except OSError as error:
+            if not files.full_disk(error):
+                raise
+            raise DiskError(
+                f"no space left on the disk for {self._out}: its rows are in {self._rows.path}, all of them; free "
+                "some, and give the same command again, which then makes the file of them"
+            ) from None
         self.close()
         for path in (self._rows.path, self._names.path):
             files.remove(path)

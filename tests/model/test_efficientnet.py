@@ -385,8 +385,8 @@ def test_under_nnx():
     from flax.nnx import bridge
 
     images = jnp.asarray(np.random.default_rng(0).uniform(0, 255, (2, 64, 64, 3)), jnp.float32)
-    linen = create_model("b0", num_classes=5)
-    variables = synthetic.variables("b0", num_classes=5)
+    linen = create_model("lite0", num_classes=5)
+    variables = synthetic.variables("lite0", num_classes=5)
 
     model = bridge.lazy_init(bridge.ToNNX(linen, rngs=nnx.Rngs(0)), images)
     nnx.update(model, bridge.variables.linen_vars_to_nnx_attrs(variables))
