@@ -13,8 +13,6 @@ from typing import Any
 
 import google_crc32c
 from etils import epath
-from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.proto.summary_pb2 import Summary
 
 from effnet_jax import files
 from effnet_jax.train.rundir.curves import draw_curves
@@ -113,8 +111,8 @@ def _open_events(folder: epath.Path, rows: Iterable[Row]) -> files.Lines:
     """Writes TensorBoard's file anew, under a later name than those before, which are then removed."""
     old = [name for name in files.visible(folder) if name.startswith(_EVENTS)]
     path = folder / f"{_EVENTS}.{time.time_ns() // 10**6}.{socket.gethostname()}"
-    head = Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString()
-    files.write_bytes(path, b"".join([_framed(head), *map(_event_of, rows)]))
+    head = _framed_event(file_version="brain.Event:2")
+    files.write_bytes(path, b"".join([head, *map(_event_of, rows)]))
     for name in old:
         files.remove(folder / name)
     return files.Lines(path, binary=True)
@@ -122,12 +120,17 @@ def _open_events(folder: epath.Path, rows: Iterable[Row]) -> files.Lines:
 
 def _event_of(row: Mapping[str, Any]) -> bytes:
     values = [
-        Summary.Value(tag=f"{row['split']}/{key}", simple_value=value)
+        {"tag": f"{row['split']}/{key}", "simple_value": value}
         for key, value in row.items()
         if isinstance(value, float) and key != "epoch"
     ]
-    event = Event(wall_time=time.time(), step=row["step"], summary=Summary(value=values))
-    return _framed(event.SerializeToString())
+    return _framed_event(step=row["step"], summary={"value": values})
+
+
+def _framed_event(**values: Any) -> bytes:
+    from tensorboardX.proto.event_pb2 import Event  # a quarter of what a run would import before its flags are read
+
+    return _framed(Event(wall_time=time.time(), **values).SerializeToString())
 
 
 def _framed(record: bytes) -> bytes:
