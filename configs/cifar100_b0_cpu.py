@@ -4,11 +4,11 @@ python -m effnet_jax.prepare cifar100 --data_dir=DIR
 python -m effnet_jax.train --config=configs/cifar100_b0_cpu.py --workdir=runs/b0_cpu --config.data.data_dir=DIR
 
 The classifier at 224 first, from a cache of pooled features: the frozen network runs once over the images, and each of
-20 epochs then takes two seconds. Then block2 and deeper at 160, half the pixels, with fresh views at every step, and the
-deeper half at 224 again for the last two epochs. Batch norm stays still.
+20 epochs then takes two seconds. Then block2 and deeper at 160, half the pixels, with fresh views at every step, and
+the deeper half at 224 again for the last two epochs. Batch norm stays still.
 
-Measured with the AutoAugment recipe's weights, one seed: test 76.3 % after the head, 85.4 % after the second phase, 86.8 %
-at the end (standard error 0.3); validation, 2,500 held-back training images, 87.0 %. Figures and times: docs/results.md.
+Measured with the AutoAugment recipe's weights, one seed: test 76.3 % after the head, 85.4 % after the second phase,
+86.8 % at the end (standard error 0.3); validation, 2,500 held-back training images, 87.0 %. Times: docs/results.md.
 """
 
 from ml_collections import ConfigDict
