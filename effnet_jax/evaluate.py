@@ -10,7 +10,7 @@ frequent confusions.
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from effnet_jax.data.loader import BadImages, eval_batches
 from effnet_jax.data.sources import open_dataset
 from effnet_jax.data.sources.base import Source
 from effnet_jax.errors import ConfigError, WeightsError, nearest, run_command
-from effnet_jax.metrics.answers import Answers, gather_answers, make_answer_step
+from effnet_jax.metrics.answers import gather_answers, make_answer_step
 from effnet_jax.metrics.asking import answer_rows
 from effnet_jax.metrics.classes import match_classes
 from effnet_jax.metrics.evaluation import Evaluation
@@ -80,54 +80,24 @@ def evaluate_source(
     workers: int = 0,
     tell: Any = lambda done, total: None,
 ) -> Evaluation:
-    """Measures weights that are loaded on a split that is open; arguments and errors as of `evaluate` and `_ask`."""
-    classes = match_classes(metadata, source.class_names, source.name)
-    skipped: BadImages = []
-    answers = _ask(
-        model,
-        variables,
-        metadata,
-        source,
-        batch_size=batch_size,
-        workers=workers,
-        classes=classes,
-        bad=skipped,
-        tell=lambda done: tell(done, len(source)),
-    )
-    names = metadata.class_names or tuple(source.class_names)
-    return Evaluation(answers, names, source, metadata.temperature, skipped)
-
-
-def _ask(
-    model: Any,
-    variables: Any,
-    metadata: Metadata,
-    source: Source,
-    *,
-    batch_size: int = 64,
-    workers: int = 0,
-    classes: np.ndarray | None = None,
-    bad: BadImages | None = None,
-    tell: Callable[[int], None] = lambda done: None,
-) -> Answers:
-    """Asks a model about a split, as its weights say that it is evaluated.
+    """Measures weights that are loaded on a split that is open, as they say that they are evaluated.
 
     Args:
       model: from `create_model`.
       variables: of it, as arrays of this process.
-      metadata: of the weights: resolution, crop, temperature.
+      metadata: of the weights: resolution, crop, temperature, classes.
       source: the split.
       batch_size: of all devices together; raised to a multiple of their number.
       workers: processes that decode a large set of photographs.
-      classes: the model's class of each of the source's (`classes.match_classes`); None: the same.
-      bad: images that cannot be read are added here, where the source goes on without them.
-      tell: hears how many examples are done.
+      tell: hears (examples done, of how many).
 
     Raises:
-      DataError: an image that cannot be read.
+      DataError: data of other classes, or an image that cannot be read.
     """
+    classes = match_classes(metadata, source.class_names, source.name)
     partition = make_partition("pjit", None)
     size = -(-batch_size // partition.mesh.size) * partition.mesh.size
+    skipped: BadImages = []
     batches = eval_batches(
         source,
         batch_size=size,
@@ -137,12 +107,14 @@ def _ask(
         resize=metadata.resize,
         workers=workers,
         rows=partition.rows(size),
-        bad=bad,
+        bad=skipped,
     )
     step = partition.compile_rows(make_answer_step(make_logits(model, resolution=metadata.resolution)))
     values = (partition.place_state(variables), np.float32(metadata.temperature))
-    rows = answer_rows(step, values, batches, partition.place_batch, classes, tell)
-    return gather_answers(rows, metadata.num_classes)
+    rows = answer_rows(step, values, batches, partition.place_batch, classes, lambda done: tell(done, len(source)))
+    answers = gather_answers(rows, metadata.num_classes)
+    names = metadata.class_names or tuple(source.class_names)
+    return Evaluation(answers, names, source, metadata.temperature, skipped)
 
 
 def find_target(target: str) -> tuple[str, dict[str, Any] | None]:

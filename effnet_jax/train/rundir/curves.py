@@ -1,12 +1,13 @@
 """The picture of a run: loss and accuracy, train against validation, with its phases marked."""
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 from effnet_jax import files
+from effnet_jax.report.charts import phase_spans
 
 # Colours that stay apart for most kinds of colour blindness (Okabe and Ito).
 COLOURS = {"train": "#E69F00", "validation": "#0072B2", "validation_ema": "#009E73"}
@@ -27,7 +28,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], path: epath.PathLike, *, titl
     figure = Figure(figsize=(10.5, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     loss_axes, accuracy_axes = figure.subplots(1, 2)
-    phases = _phase_spans(rows)
+    phases = phase_spans(rows)
     for axes, key, scale in ((loss_axes, "loss", 1.0), (accuracy_axes, "accuracy", 100.0)):
         _draw_phases(axes, phases)
         for split, colour in COLOURS.items():
@@ -57,17 +58,6 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], path: epath.PathLike, *, titl
 
 def _finite(row: Mapping[str, Any], key: str) -> bool:
     return row[key] is not None  # what is no number is null in metrics.jsonl
-
-
-def _phase_spans(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, float, float]]:
-    """(name, first epoch, last epoch) of each phase, in order."""
-    spans: dict[str, tuple[float, float]] = {}
-    end = 0.0
-    for row in rows:
-        start = spans.get(row["phase"], (end, end))[0]
-        end = max(end, row["epoch"])
-        spans[row["phase"]] = (start, end)
-    return [(name, start, stop) for name, (start, stop) in spans.items()]
 
 
 def _draw_phases(axes: Any, phases: Sequence[tuple[str, float, float]]) -> None:
