@@ -65,8 +65,8 @@ def _weighted_rows(image: np.ndarray, indices: np.ndarray, weights: np.ndarray) 
 def resize_bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resizes by TensorFlow 1's `resize_bicubic` (align_corners and half_pixel_centers False, no antialiasing).
 
-    Rows of the result are made a few at a time: of a large photograph only the rows that taps fall on are looked at,
-    and what lies between the two axes stays in the processor's cache.
+    Of large and of thin images what no tap looks at is left out first, and rows of the result are made a few at a
+    time: they would take gigabytes as floats, and what lies between the two axes stays in the processor's cache.
 
     Args:
       image: uint8 or float32 [h, w, c].
@@ -76,10 +76,14 @@ def resize_bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
     Returns:
       float32 [height, width, c], equal to TensorFlow's to the last bit.
     """
-    before, channels = image.shape[1], image.shape[2]
-    down, down_weights = bicubic_taps(image.shape[0], height)
-    across, across_weights = bicubic_taps(before, width)
-    rows, result = image.reshape(image.shape[0], -1), np.empty((height, width, channels), np.float32)
+    taps = [bicubic_taps(size, wanted) for size, wanted in zip(image.shape[:2], (height, width), strict=True)]
+    for axis, (indices, weights) in enumerate(taps):
+        if 2 * indices.size <= image.shape[axis]:  # copying costs more than it saves where most are needed
+            image = image.take(indices.ravel(), axis)
+            taps[axis] = np.arange(indices.size).reshape(indices.shape), weights
+    (down, down_weights), (across, across_weights) = taps
+    before, channels = image.shape[1:]
+    rows, result = image.reshape(len(image), -1), np.empty((height, width, channels), np.float32)
     step = max(1, _STRIP // (max(before, width) * channels))
     for top in range(0, height, step):
         strip = slice(top, top + step)
