@@ -8,7 +8,7 @@ from effnet_jax.errors import CheckpointError, VariantError
 from effnet_jax.model.variants import FAMILIES, Family, Variant, get_family
 from effnet_jax.weights.checkpoint import Checkpoint
 from effnet_jax.weights.metadata import imagenet_class_names
-from effnet_jax.weights.published import NUM_CLASSES, Published, find_published, table
+from effnet_jax.weights.published import NUM_CLASSES, Published, table
 
 if TYPE_CHECKING:
     from effnet_jax.weights.port import Plan
@@ -107,7 +107,8 @@ def _published_in_file(checkpoint: Checkpoint, plan: "Plan", told: str) -> Publi
 
     timm keeps the name of the weights that a training began with.
     """
-    about, found = checkpoint.about, find_published(checkpoint.about.name)
+    about = checkpoint.about
+    found = next((row for row in table().values() if row.alias == about.name), None)
     if found is None or plan.num_classes not in (0, NUM_CLASSES) or about.class_names:
         return None
     lite = found.recipe.name == "lite"  # which timm scales, and sizes, otherwise
