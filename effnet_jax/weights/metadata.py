@@ -78,7 +78,7 @@ class Metadata:
             values = json.loads(text)
             if not isinstance(values, dict):
                 raise ValueError("it is no object")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise WeightsError(f"{path} is damaged ({error}): {restore}") from None
         version = values.pop("format", None)
         if isinstance(version, int) and version > FORMAT:
