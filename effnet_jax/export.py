@@ -20,6 +20,7 @@ from etils import epath
 
 from effnet_jax import files
 from effnet_jax.errors import ConfigError, EffnetError, RunError, WeightsError, nearest, run_command
+from effnet_jax.exports.push import check_push, push
 from effnet_jax.train.rundir.checkpoints import CHECKPOINTS, best_step, list_steps
 from effnet_jax.train.rundir.log import read_rows
 from effnet_jax.train.rundir.snapshot import Damage, flat_leaves, read_checkpoint
@@ -84,7 +85,7 @@ def export(
     place = check_output(out)
     if not files.is_local(place):
         raise WeightsError(f"{out} is in a bucket: export to a disk, and copy that")
-    given = Path(os.fspath(source))
+    given = Path(os.path.abspath(os.path.expanduser(source)))
     name = given.parent.name if given.name in ("weights", "weights_ema") else given.name
     weights = Weights(flatten(variables), metadata, name, figures)
     module = importlib.import_module(f"effnet_jax.exports.{form}")
@@ -96,8 +97,8 @@ def export(
 def _read(source: epath.PathLike, step: str | int, ema: bool) -> tuple[Any, Metadata, dict[str, float]]:
     """Returns variables, what they are, and a run's accuracies."""
     folder = weights_dir(source)
-    config = read_run_json(folder / CONFIG)
-    if config is None:
+    config = read_run_json(folder / CONFIG, "restore it from a copy") if folder.is_dir() else None
+    if not isinstance(config, dict) or "phases" not in config:  # no run's, such as timm's
         if step != LATEST or ema:
             raise RunError(f"--step and --ema choose a checkpoint of a run, and {folder} is no run dir")
         variables, metadata = read_weights(folder)
@@ -206,13 +207,13 @@ def main() -> int:
     parser.add_argument("--push", metavar="hf://USER/NAME", help="upload the folder to Hugging Face's hub as well")
     args = parser.parse_args()
     size = _size(args.input_size) if args.input_size else None
+    if args.push:  # told before anything is written
+        check_push(args.push, args.out)
     metadata = export(args.source, args.out, form=args.format, step=args.step, ema=args.ema, input_size=size)
     step = f" of step {metadata.source['step']}" if "step" in metadata.source else ""
     what = "moving averages" if metadata.ema else "weights"
     print(f"wrote {args.out}: {what}{step}, {metadata.num_classes} classes, as {args.format}")
     if args.push:
-        from effnet_jax.exports.push import push
-
         print(f"uploaded to {push(args.out, args.push)}")
     return 0
 

@@ -9,7 +9,7 @@ import pytest
 
 from effnet_jax.errors import CheckpointError, VariantError, WeightsError
 from effnet_jax.model.variants import VARIANTS
-from effnet_jax.port import describe
+from effnet_jax.port import describe, read_class_names
 from effnet_jax.weights import names, port
 from effnet_jax.weights.bundle_writer import write_bundle
 from effnet_jax.weights.layouts import LAYOUTS
@@ -249,3 +249,12 @@ def test_golden_logits_through_files(shared, golden_file, tmp_path):
         logits = jax.jit(model.apply)(variables, golden["images_64"])
         expected = golden["64/advprop/ema/logits"]
     assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_class_names_in_a_file(tmp_path):
+    """Windows' editors begin a file with a mark, which is no part of the first name."""
+    (tmp_path / "names.txt").write_text("cat\n\n hot dog \n", encoding="utf-8-sig")
+    assert read_class_names(str(tmp_path / "names.txt")) == ("cat", "hot dog")
+    (tmp_path / "names.txt").write_text("\n")
+    with pytest.raises(WeightsError, match="names.txt has no names: give a text file, a name a line"):
+        read_class_names(str(tmp_path / "names.txt"))
