@@ -12,7 +12,7 @@ from etils import epath
 
 from effnet_jax import files
 from effnet_jax.cache import cache_folder, one_at_a_time
-from effnet_jax.errors import CheckpointError, WeightsError
+from effnet_jax.errors import CheckpointError, DiskError, WeightsError
 from effnet_jax.weights.fetch import NotFetched, Told, fetch, remember
 from effnet_jax.weights.hub import HUB
 from effnet_jax.weights.published import Published, Source, find_published, not_published
@@ -112,6 +112,10 @@ def _make(published: Published, place: Path) -> Path:
 
         try:
             port_checkpoint(file, place, variant=published.variant, published=published)
+        except (DiskError, WeightsError) as error:
+            if fetched:
+                file.unlink()
+            raise type(error)(f"{error}; EFFNET_JAX_CACHE may name a folder of another disk") from error
         except CheckpointError as error:
             if not fetched:
                 raise CheckpointError(f"{error}\n({file} was found here: remove it to have it fetched)") from None

@@ -13,11 +13,13 @@ import zlib
 import numpy as np
 import pytest
 
-from effnet_jax.errors import WeightsError
+from effnet_jax import files
+from effnet_jax.errors import DiskError, WeightsError
 from effnet_jax.export import export
 from effnet_jax.weights import by_name, fetch, published
 from effnet_jax.weights.fetch import NotFetched
 from effnet_jax.weights.published import Published, Source, find_published, get_published, table
+from effnet_jax.weights.store import read_metadata
 from tests import synthetic
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
@@ -285,3 +287,20 @@ def test_the_name_of_an_architecture_has_all_weights_of_it(name):
         WeightsError, match="of b0 there are baseline_b0, autoaugment_b0, advprop_b0, noisy_student_b0 "
     ):
         get_published(name)
+
+
+def test_a_cache_without_room_for_the_weights(lite, tmp_path, monkeypatch):
+    """Nothing is left in it, what was fetched neither: it would take the room that is asked for."""
+    monkeypatch.setattr(files, "_MARGIN", 2**60)
+    with pytest.raises(DiskError, match="no space left .* EFFNET_JAX_CACHE may name a folder of another disk"):
+        by_name.get_weights(lite)
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and not path.name.endswith(".lock")]
+
+
+def test_damage_in_the_cache_is_cured_by_removing_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("EFFNET_JAX_CACHE", str(tmp_path))
+    place = tmp_path / "weights" / "lite0"
+    place.mkdir(parents=True)
+    (place / "metadata.json").write_text("{")
+    with pytest.raises(WeightsError, match=f"metadata.json is damaged .*: remove {place}, and it is made again"):
+        read_metadata("lite0")
