@@ -15,7 +15,7 @@ from typing import IO, cast
 import numpy as np
 
 from effnet_jax.archives import ArchiveError, Npz, is_damage, most_unpacked
-from effnet_jax.errors import CheckpointError, DiskError, nearest
+from effnet_jax.errors import CheckpointError, nearest
 from effnet_jax.files import full_disk
 from effnet_jax.weights.checkpoint import Checkpoint, Entry
 from effnet_jax.weights.h5 import KerasFile
@@ -51,7 +51,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
       Its arrays, not yet read.
 
     Raises:
-      CheckpointError: there is nothing, nothing of a known kind, more than one checkpoint, or it is damaged.
+      CheckpointError: there is nothing, nothing of a known kind, more than one checkpoint, damage, or no room to
+        unpack it.
     """
     if str(path).startswith(HUB):
         path = download(str(path))
@@ -136,7 +137,7 @@ def _open_archive(path: Path) -> Checkpoint:
             ) from None
         except OSError as error:
             if full_disk(error):
-                raise DiskError(
+                raise CheckpointError(
                     f"no space left in {folder.parent} to unpack {path}: free some, or set TMPDIR to another folder"
                 ) from error
             if not is_damage(error):

@@ -245,11 +245,11 @@ def test_npz_that_unpacks_to_many_times_its_size(tmp_path, monkeypatch):
 
 FULL = """
 import sys
-from effnet_jax.errors import DiskError
+from effnet_jax.errors import CheckpointError
 from effnet_jax.weights.readers import open_checkpoint
 try:
     open_checkpoint(sys.argv[1])
-except DiskError as error:
+except CheckpointError as error:
     print(error)
 """
 
