@@ -103,12 +103,7 @@ def _read(source: epath.PathLike, step: str | int, ema: bool) -> tuple[Any, Meta
             raise RunError(f"--step and --ema choose a checkpoint of a run, and {folder} is no run dir")
         variables, metadata = read_weights(folder)
         return variables, metadata, _figures(folder.parent)
-    chosen = choose_step(folder, step)
-    try:
-        record, leaves = read_checkpoint(folder / CHECKPOINTS / str(chosen))
-    except Damage as damage:
-        others = ", ".join(str(other) for other in list_steps(folder) if other != chosen) or "none"
-        raise RunError(f"checkpoint {chosen} of {folder} is damaged ({damage}); others: --step {others}") from damage
+    chosen, record, leaves = _read_step(folder, step)
     state = nest(leaves)
     if ema and "ema" not in state:
         raise WeightsError(f"{folder} keeps no moving averages: leave --ema out")
@@ -117,6 +112,21 @@ def _read(source: epath.PathLike, step: str | int, ema: bool) -> tuple[Any, Meta
     metadata = metadata_of(record, config, folder)
     metadata = dataclasses.replace(metadata, ema=ema, source={**metadata.source, "step": chosen})
     return variables, metadata, {}
+
+
+def _read_step(folder: epath.Path, step: str | int) -> tuple[int, dict[str, Any], dict[str, Any]]:
+    """Returns a checkpoint's step, its record and its leaves."""
+    while True:
+        chosen = choose_step(folder, step)
+        try:
+            return chosen, *read_checkpoint(folder / CHECKPOINTS / str(chosen))
+        except Damage as damage:
+            if chosen not in (steps := list_steps(folder)):  # a run that goes on has removed it: another is the newest
+                continue
+            others = ", ".join(str(other) for other in steps if other != chosen) or "none"
+            raise RunError(
+                f"checkpoint {chosen} of {folder} is damaged ({damage}); others: --step {others}"
+            ) from damage
 
 
 def _figures(folder: epath.Path) -> dict[str, float]:
