@@ -258,3 +258,16 @@ def test_class_names_in_a_file(tmp_path):
     (tmp_path / "names.txt").write_text("\n")
     with pytest.raises(WeightsError, match="names.txt has no names: give a text file, a name a line"):
         read_class_names(str(tmp_path / "names.txt"))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_values_that_are_no_numbers(make_arrays, memory_checkpoint, value):
+    """A checkpoint of a training that diverged; and what float32 cannot hold."""
+    arrays = make_arrays("b0", ema=False)
+    name = "efficientnet-b0/head/dense/bias"
+    arrays[name] = np.where(np.arange(1000) == 7, value, 0.0)
+    checkpoint = memory_checkpoint(arrays)
+    with pytest.raises(
+        CheckpointError, match=f"{name} has values that are no finite numbers: its training has diverged"
+    ):
+        port.read_variables(checkpoint, port.plan_port(checkpoint))
