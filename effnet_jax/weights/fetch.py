@@ -57,8 +57,7 @@ def fetch(url: str, place: Path, *, sha256: str = "", told: Told = lambda done, 
                 if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
                     raise
                 if attempt == _TRIES - 1 or not _may_pass(error):
-                    why = getattr(error, "reason", None) or error
-                    raise NotFetched(f"{url}: {why or type(why).__name__}") from None
+                    raise NotFetched(f"{url}: {_why(error)}{_kept(partial)}") from None
             time.sleep(2.0**attempt / 4)
     except OSError as error:
         _drop(partial)
@@ -69,6 +68,18 @@ def fetch(url: str, place: Path, *, sha256: str = "", told: Told = lambda done, 
     partial.replace(place)
     _drop(partial)
     return place
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, http.client.IncompleteRead):
+        return "it broke off before its end"
+    why = getattr(error, "reason", None) or error
+    return str(why) or type(why).__name__
+
+
+def _kept(partial: Path) -> str:
+    have = partial.stat().st_size if partial.exists() else 0
+    return f" (the {have / 1e6:,.1f} MB that came are kept: the next start goes on from there)" if have else ""
 
 
 def _may_pass(error: Exception) -> bool:

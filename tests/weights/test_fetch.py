@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 import zlib
 
 import numpy as np
@@ -35,6 +36,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").rstrip("-"))
         type(self).asked.append((self.path, start))
         first = sum(path == self.path for path, _ in self.asked) == 1
+        if "moved" in self.path:  # to another host, as GitHub does with files of releases
+            self.send_response(302)
+            self.send_header("Location", f"http://localhost:{self.server.server_port}/a")
+            self.end_headers()
+            return
         if "missing" in self.path:
             self.send_error(404)
             return
@@ -84,6 +90,7 @@ def server(tmp_path, monkeypatch):
         ("busy", [0, 0]),
         ("unknown", [0]),
         ("odd", [0]),
+        ("moved", [0, 0]),
     ],
 )
 def test_a_file_is_fetched_whole(server, tmp_path, name, starts):
@@ -304,3 +311,22 @@ def test_damage_in_the_cache_is_cured_by_removing_it(tmp_path, monkeypatch):
     (place / "metadata.json").write_text("{")
     with pytest.raises(WeightsError, match=f"metadata.json is damaged .*: remove {place}, and it is made again"):
         read_metadata("lite0")
+
+
+def test_what_breaks_off_for_good_is_kept_for_the_next_start(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(fetch, "_TRIES", 1)
+    with pytest.raises(
+        NotFetched, match=r"breaks: it broke off before its end \(the 1.0 MB that came are kept: the next"
+    ):
+        fetch.fetch(f"{server}/breaks", tmp_path / "file")
+    assert fetch.fetch(f"{server}/breaks", tmp_path / "file").read_bytes() == CONTENT
+    assert [start for _, start in Handler.asked] == [0, 1_000_000]
+
+
+def test_a_proxy(server, tmp_path, monkeypatch):
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", server)
+    monkeypatch.setattr(urllib.request, "_opener", None)  # made once in a process, with the proxies of then
+    assert fetch.fetch("http://no.such.host.invalid/a", tmp_path / "file").read_bytes() == CONTENT
+    assert Handler.asked == [("http://no.such.host.invalid/a", 0)]
