@@ -71,6 +71,11 @@ def describe_source(
         return Described(
             recipe.name, recipe.normalization, recipe.crop, "crop", "bicubic", resolution, names, published.name
         )
+    if about.name and about.name.partition(".")[0] != f"tf_efficientnet_{variant.name}":
+        raise CheckpointError(
+            f"the config.json of {source} says that its weights are of timm's {about.name}, and they are of "
+            f"{variant.name}: take both from one place, or remove it"
+        )
     if plan.layout.name == "timm" and not about.name:
         _check_network(source, variant, family)
     original = _family_in_name(source) is not None and not about.name
