@@ -19,7 +19,7 @@ from typing import Any
 from etils import epath
 
 from effnet_jax import files
-from effnet_jax.errors import ConfigError, EffnetError, RunError, WeightsError, nearest, run_command
+from effnet_jax.errors import ConfigError, DiskError, EffnetError, RunError, WeightsError, nearest, run_command
 from effnet_jax.exports.push import check_push, push
 from effnet_jax.train.rundir.checkpoints import CHECKPOINTS, best_step, list_steps
 from effnet_jax.train.rundir.log import read_rows
@@ -72,6 +72,7 @@ def export(
       WeightsError: no weights, a run without moving averages, a value that is not finite, a format that cannot hold
         them, or the output exists.
       CheckpointError: a package that the format needs is not installed.
+      DiskError: the disk is full.
     """
     if form not in FORMATS:
         raise ConfigError(f"--format={form}: {nearest(form, FORMATS)}")
@@ -89,8 +90,16 @@ def export(
     name = given.parent.name if given.name in ("weights", "weights_ema") else given.name
     weights = Weights(flatten(variables), metadata, name, figures)
     module = importlib.import_module(f"effnet_jax.exports.{form}")
-    with files.new_folder(place) as folder:
-        module.write(weights, Path(folder), **({"input_size": input_size} if form in _PROGRAMS else {}))
+    files.check_space(place, sum(leaf.nbytes for leaf in weights.leaves.values()), f"the files of {form}")
+    try:
+        with files.new_folder(place) as folder:
+            module.write(weights, Path(folder), **({"input_size": input_size} if form in _PROGRAMS else {}))
+    except Exception as error:  # each format's library has its own
+        if not files.full_disk(error):
+            raise
+        raise DiskError(
+            f"no space left on the disk for {place}: free some, or write elsewhere (nothing was left behind)"
+        ) from error
     return metadata
 
 

@@ -1,6 +1,7 @@
 """Every format: what is written comes back bit for bit, and says how pixels are scaled."""
 
 import dataclasses
+import errno
 import json
 import subprocess
 import sys
@@ -9,8 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from effnet_jax.errors import CheckpointError, ConfigError, VariantError, WeightsError
+from effnet_jax.errors import CheckpointError, ConfigError, DiskError, VariantError, WeightsError
 from effnet_jax.export import FORMATS, export, main
+from effnet_jax.exports import keras
 from effnet_jax.model.variants import NORMALIZATIONS
 from effnet_jax.weights.checkpoint import needs
 from effnet_jax.weights.port import port_checkpoint
@@ -207,3 +209,35 @@ def test_a_package_that_is_missing_or_does_not_load(tmp_path, monkeypatch):
         needs("no_such_package", "a.h5")
     with pytest.raises(CheckpointError, match="needs broken_package, which is here and does not load .*libhdf5"):
         needs("broken_package", "a.h5")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError(
+            "Disable slist on flush dest failure failed (file write failed: errno = 28, No space left on device)"
+        ),
+    ],
+)
+def test_a_disk_that_is_full(weights, tmp_path, monkeypatch, error):
+    """As Python has it, and HDF5."""
+
+    def write(weights, out):
+        (out / "half").touch()
+        raise error
+
+    monkeypatch.setattr(keras, "write", write)
+    with pytest.raises(DiskError, match="no space left on the disk for .*out: free some"):
+        export(weights("lite0"), tmp_path / "out", form="keras")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_config_of_another_variant(weights, tmp_path):
+    """Its resolution, crop and scaling are the other's."""
+    export(weights("lite0"), tmp_path / "out", form="timm")
+    edited(tmp_path / "out", architecture="tf_efficientnet_b3")
+    with pytest.raises(
+        CheckpointError, match="says that its weights are of timm's tf_efficientnet_b3, and they are of lite0"
+    ):
+        port_checkpoint(tmp_path / "out", tmp_path / "back")
