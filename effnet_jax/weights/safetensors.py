@@ -86,7 +86,7 @@ def about_timm(path: Path) -> About:
             resize=ours["resize"] if ours.get("resize") in RESIZES else "antialias",
             class_names=tuple(map(str, names.values() if isinstance(names, dict) else names)),
         )
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"{path} is damaged ({error!r}): {_DOWNLOAD_AGAIN}, or remove it") from None
 
 

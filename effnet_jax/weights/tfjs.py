@@ -167,7 +167,7 @@ def _weights(path: Path, manifest: Any) -> dict[str, _Weight]:
 
 def _weight(shards: tuple[Path, ...], start: int, item: dict[str, Any]) -> _Weight:
     shape = tuple(item["shape"])
-    if not all(isinstance(size, int) and 0 <= size < 2**40 for size in shape) or len(shape) > 8:
+    if not all(type(size) is int and 0 <= size < 2**40 for size in shape) or len(shape) > 8:
         raise _ManifestError(f"{item['name']} cannot have the shape {list(shape)}")
     quantised = item.get("quantization") or {}
     kinds, kind = (_QUANTISED, quantised["dtype"]) if quantised else (_DTYPES, item["dtype"])

@@ -139,6 +139,7 @@ def test_a_group_that_is_in_several_is_refused(tmp_path):
     [
         pytest.param("[" * 100_000, id="deep"),
         '{"architecture": "tf_efficientnet_b0", "input_size": [3, -32, -32], "crop_pct": 0.9}',
+        '{"architecture": "tf_efficientnet_b0", "input_size": [3, 224, 1e999]}',
     ],
 )
 def test_a_config_that_is_damaged(written, tmp_path, config):

@@ -242,6 +242,7 @@ def of_keras(model):
         (lambda model: model["weightsManifest"][0]["weights"].pop(), "has no weights for|its weights have"),
         (lambda model: model["weightsManifest"][0]["weights"][0].update(dtype="string"), "of type string"),
         (lambda model: model["weightsManifest"][0]["weights"][0].update(shape=[-1, 2]), "cannot have the shape"),
+        (lambda model: model["weightsManifest"][0]["weights"][0].update(shape=[True]), "cannot have the shape"),
         (lambda model: model["weightsManifest"][0]["weights"][0].update(shape=[10**9] * 3), "its weights have"),
     ],
 )
