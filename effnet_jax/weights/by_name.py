@@ -76,7 +76,8 @@ def get_weights(published: Published) -> Path:
     """Returns the weights dir of published weights, made at first use.
 
     Raises:
-      WeightsError: they cannot be fetched: what to put where.
+      WeightsError: they cannot be fetched: what to put where; or the cache cannot be written.
+      DiskError: it has no room for them.
     """
     place = place_of(published)
     if place.is_dir():
