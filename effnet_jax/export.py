@@ -19,7 +19,8 @@ from typing import Any
 from etils import epath
 
 from effnet_jax import files
-from effnet_jax.errors import ConfigError, EffnetError, RunError, WeightsError, nearest, run_command
+from effnet_jax.errors import ConfigError, DiskError, EffnetError, RunError, WeightsError, nearest, run_command
+from effnet_jax.exports.push import check_push, push
 from effnet_jax.train.rundir.checkpoints import CHECKPOINTS, best_step, list_steps
 from effnet_jax.train.rundir.log import read_rows
 from effnet_jax.train.rundir.snapshot import Damage, flat_leaves, read_checkpoint
@@ -71,6 +72,7 @@ def export(
       WeightsError: no weights, a run without moving averages, a value that is not finite, a format that cannot hold
         them, or the output exists.
       CheckpointError: a package that the format needs is not installed.
+      DiskError: the disk is full.
     """
     if form not in FORMATS:
         raise ConfigError(f"--format={form}: {nearest(form, FORMATS)}")
@@ -84,30 +86,33 @@ def export(
     place = check_output(out)
     if not files.is_local(place):
         raise WeightsError(f"{out} is in a bucket: export to a disk, and copy that")
-    given = Path(os.fspath(source))
+    given = Path(os.path.abspath(os.path.expanduser(source)))
     name = given.parent.name if given.name in ("weights", "weights_ema") else given.name
     weights = Weights(flatten(variables), metadata, name, figures)
     module = importlib.import_module(f"effnet_jax.exports.{form}")
-    with files.new_folder(place) as folder:
-        module.write(weights, Path(folder), **({"input_size": input_size} if form in _PROGRAMS else {}))
+    files.check_space(place, sum(leaf.nbytes for leaf in weights.leaves.values()), f"the files of {form}")
+    try:
+        with files.new_folder(place) as folder:
+            module.write(weights, Path(folder), **({"input_size": input_size} if form in _PROGRAMS else {}))
+    except Exception as error:  # each format's library has its own
+        if not files.full_disk(error):
+            raise
+        raise DiskError(
+            f"no space left on the disk for {place}: free some, or write elsewhere (nothing was left behind)"
+        ) from error
     return metadata
 
 
 def _read(source: epath.PathLike, step: str | int, ema: bool) -> tuple[Any, Metadata, dict[str, float]]:
     """Returns variables, what they are, and a run's accuracies."""
     folder = weights_dir(source)
-    config = read_run_json(folder / CONFIG)
-    if config is None:
+    config = read_run_json(folder / CONFIG, "restore it from a copy") if folder.is_dir() else None
+    if not isinstance(config, dict) or "phases" not in config:  # no run's, such as timm's
         if step != LATEST or ema:
             raise RunError(f"--step and --ema choose a checkpoint of a run, and {folder} is no run dir")
         variables, metadata = read_weights(folder)
         return variables, metadata, _figures(folder.parent)
-    chosen = choose_step(folder, step)
-    try:
-        record, leaves = read_checkpoint(folder / CHECKPOINTS / str(chosen))
-    except Damage as damage:
-        others = ", ".join(str(other) for other in list_steps(folder) if other != chosen) or "none"
-        raise RunError(f"checkpoint {chosen} of {folder} is damaged ({damage}); others: --step {others}") from damage
+    chosen, record, leaves = _read_step(folder, step)
     state = nest(leaves)
     if ema and "ema" not in state:
         raise WeightsError(f"{folder} keeps no moving averages: leave --ema out")
@@ -116,6 +121,21 @@ def _read(source: epath.PathLike, step: str | int, ema: bool) -> tuple[Any, Meta
     metadata = metadata_of(record, config, folder)
     metadata = dataclasses.replace(metadata, ema=ema, source={**metadata.source, "step": chosen})
     return variables, metadata, {}
+
+
+def _read_step(folder: epath.Path, step: str | int) -> tuple[int, dict[str, Any], dict[str, Any]]:
+    """Returns a checkpoint's step, its record and its leaves."""
+    while True:
+        chosen = choose_step(folder, step)
+        try:
+            return chosen, *read_checkpoint(folder / CHECKPOINTS / str(chosen))
+        except Damage as damage:
+            if chosen not in (steps := list_steps(folder)):  # a run that goes on has removed it: another is the newest
+                continue
+            others = ", ".join(str(other) for other in steps if other != chosen) or "none"
+            raise RunError(
+                f"checkpoint {chosen} of {folder} is damaged ({damage}); others: --step {others}"
+            ) from damage
 
 
 def _figures(folder: epath.Path) -> dict[str, float]:
@@ -206,13 +226,13 @@ def main() -> int:
     parser.add_argument("--push", metavar="hf://USER/NAME", help="upload the folder to Hugging Face's hub as well")
     args = parser.parse_args()
     size = _size(args.input_size) if args.input_size else None
+    if args.push:  # told before anything is written
+        check_push(args.push, args.out)
     metadata = export(args.source, args.out, form=args.format, step=args.step, ema=args.ema, input_size=size)
     step = f" of step {metadata.source['step']}" if "step" in metadata.source else ""
     what = "moving averages" if metadata.ema else "weights"
     print(f"wrote {args.out}: {what}{step}, {metadata.num_classes} classes, as {args.format}")
     if args.push:
-        from effnet_jax.exports.push import push
-
         print(f"uploaded to {push(args.out, args.push)}")
     return 0
 

@@ -56,15 +56,18 @@ def read_class_names(file: str) -> tuple[str, ...]:
     """Returns the names of classes in a file, one a line, or those of ImageNet.
 
     Raises:
-      WeightsError: it cannot be read.
+      WeightsError: it cannot be read, or is empty.
     """
     if file == "imagenet":
         return imagenet_class_names(1000)
     try:
-        lines = Path(file).expanduser().read_text(encoding="utf-8").splitlines()
+        lines = Path(file).expanduser().read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise WeightsError(f"--class_names={file} cannot be read ({error}): give a text file, a name a line") from None
-    return tuple(line.strip() for line in lines if line.strip())
+    names = tuple(line.strip() for line in lines if line.strip())
+    if not names:
+        raise WeightsError(f"--class_names={file} has no names: give a text file, a name a line")
+    return names
 
 
 def describe(metadata: Metadata, out: str) -> str:

@@ -1,11 +1,13 @@
 """Weights out of any checkpoint of a run."""
 
 import os
+import shutil
 import signal
 
 import numpy as np
 import pytest
 
+from effnet_jax import export as export_module
 from effnet_jax.errors import RunError, WeightsError
 from effnet_jax.export import export
 from effnet_jax.predict import load_classifier
@@ -91,3 +93,16 @@ def test_what_is_no_run_or_is_taken(stopped, tmp_path):
     (tmp_path / "taken").mkdir()
     with pytest.raises(WeightsError, match="exists already"):
         export(stopped, tmp_path / "taken")
+
+
+def test_a_run_that_goes_on_may_remove_a_checkpoint_while_it_is_read(stopped, tmp_path, monkeypatch):
+    shutil.copytree(stopped, tmp_path / "run")
+    read = export_module.read_checkpoint
+
+    def removed_first(folder):
+        if folder.name == "6":
+            shutil.rmtree(folder)
+        return read(folder)
+
+    monkeypatch.setattr(export_module, "read_checkpoint", removed_first)
+    assert export(tmp_path / "run", tmp_path / "out").source["step"] == 4

@@ -1,5 +1,6 @@
 """A model card in Markdown, from what the weights say of themselves."""
 
+import re
 from pathlib import Path
 
 from effnet_jax import files
@@ -33,7 +34,7 @@ def card(weights: Weights, library: str) -> str:
     published = find_published(str(source.get("published", "")))
     head = ["---", "tags:", "- image-classification", f"- {library}", f"library_name: {library}"]
     head += [f"license: {LICENSE.lower()}"] if published else []
-    lines = [*head, "---", f"# {weights.name}", ""]
+    lines = [*head, "---", f"# {_text(weights.name)}", ""]
     lines.append(
         f"EfficientNet-{metadata.variant.upper()} with {metadata.num_classes or 'no'} classes, for images of "
         f"{metadata.resolution} pixels. Written by effnet_jax."
@@ -52,8 +53,13 @@ def card(weights: Weights, library: str) -> str:
     if isinstance(parent := source.get("parent"), dict):
         rows["fine-tuned from"] = str(parent.get("weights") or parent.get("source", {}).get("name"))
     rows |= {f"accuracy, {split}": f"{100 * value:.1f} %" for split, value in weights.figures.items()}
-    lines += ["", "| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())]
+    lines += ["", "| | |", "|---|---|", *(f"| {_text(key)} | {_text(value)} |" for key, value in rows.items())]
     if metadata.class_names:
         more = f", … ({len(metadata.class_names)} in all)" if len(metadata.class_names) > _SHOWN else ""
-        lines += ["", "Classes, in order: " + ", ".join(metadata.class_names[:_SHOWN]) + more]
+        lines += ["", "Classes, in order: " + ", ".join(map(_text, metadata.class_names[:_SHOWN])) + more]
     return "\n".join(lines) + "\n"
+
+
+def _text(value: str) -> str:
+    """A name in Markdown: in one line, with no character that means something there."""
+    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(value.split()))

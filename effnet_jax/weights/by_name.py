@@ -1,5 +1,6 @@
 """Weights by name: the weights dir of published weights, made once and kept in the cache."""
 
+import contextlib
 import importlib.metadata
 import os
 import subprocess
@@ -11,7 +12,7 @@ from etils import epath
 
 from effnet_jax import files
 from effnet_jax.cache import cache_folder, one_at_a_time
-from effnet_jax.errors import CheckpointError, WeightsError
+from effnet_jax.errors import CheckpointError, DiskError, WeightsError
 from effnet_jax.weights.fetch import NotFetched, Told, fetch, remember
 from effnet_jax.weights.hub import HUB
 from effnet_jax.weights.published import Published, Source, find_published, not_published
@@ -75,7 +76,8 @@ def get_weights(published: Published) -> Path:
     """Returns the weights dir of published weights, made at first use.
 
     Raises:
-      WeightsError: they cannot be fetched: what to put where.
+      WeightsError: they cannot be fetched: what to put where; or the cache cannot be written.
+      DiskError: it has no room for them.
     """
     place = place_of(published)
     if place.is_dir():
@@ -85,31 +87,47 @@ def get_weights(published: Published) -> Path:
     if hosts.count() > 1:  # each has a cache to fill, but orbax writes as all processes or as the first
         _in_a_process_of_its_own(published)
         return place
-    with one_at_a_time(place):
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(one_at_a_time(place))
+        except OSError as error:  # read-only, a file in its place, or a network disk that knows no locks
+            raise WeightsError(
+                f"the cache folder {place.parent} cannot be written or locked ({error.strerror}): set EFFNET_JAX_CACHE "
+                "to a folder of a disk of this machine"
+            ) from error
         if place.is_dir():  # another process has made it meanwhile
             return place
-        reasons = []
-        for source in published.sources:
-            try:
-                file, fetched = _file_of(published, source)
-            except NotFetched as error:
-                reasons.append(str(error))
-                continue
-            from effnet_jax.weights.port import port_checkpoint
+        return _make(published, place)
 
-            try:
-                port_checkpoint(file, place, variant=published.variant, published=published)
-            except CheckpointError as error:
-                if not fetched:
-                    raise CheckpointError(f"{error}\n({file} was found here: remove it to have it fetched)") from None
-                file.unlink()  # such as a page that asks to log in
-                reasons.append(f"{source.url}: {error}")
-                continue
+
+def _make(published: Published, place: Path) -> Path:
+    """Makes the weights dir of published weights, from the first source that has them; returns its place."""
+    reasons = []
+    for source in published.sources:
+        try:
+            file, fetched = _file_of(published, source)
+        except NotFetched as error:
+            reasons.append(str(error))
+            continue
+        from effnet_jax.weights.port import port_checkpoint
+
+        try:
+            port_checkpoint(file, place, variant=published.variant, published=published)
+        except (DiskError, WeightsError) as error:
             if fetched:
-                if not source.sha256:
-                    remember(source.url, file)
                 file.unlink()
-            return place
+            raise type(error)(f"{error}; EFFNET_JAX_CACHE may name a folder of another disk") from error
+        except CheckpointError as error:
+            if not fetched:
+                raise CheckpointError(f"{error}\n({file} was found here: remove it to have it fetched)") from None
+            file.unlink()  # such as a page that asks to log in
+            reasons.append(f"{source.url}: {error}")
+            continue
+        if fetched:
+            if not source.sha256:
+                remember(source.url, file)
+            file.unlink()
+        return place
     raise WeightsError(_what_to_do(published, reasons))
 
 
@@ -125,10 +143,11 @@ def _file_of(published: Published, source: Source) -> tuple[Path, bool]:
     """The file of a source, and whether it was fetched for this."""
     if source.package:
         return _in_package(source), False
-    place = _download(published, source)
-    if place.exists():  # put there by hand
-        return place, False
-    return fetch(source.url, place, sha256=source.sha256, told=_bar(source.file)), True
+    by_hand = _download(published, source)
+    if by_hand.exists():
+        return by_hand, False
+    place = cache_folder("fetched", published.name, source.file)  # a kill while it was ported left it there
+    return place if place.exists() else fetch(source.url, place, sha256=source.sha256, told=_bar(source.file)), True
 
 
 def _download(published: Published, source: Source) -> Path:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from effnet_jax.errors import CheckpointError
+from effnet_jax.errors import CheckpointError, in_brief
 from effnet_jax.weights.about import About
 
 
@@ -102,5 +102,7 @@ def needs(package: str, what: object, extra: str = "formats") -> Any:
     """
     try:
         return importlib.import_module(package)
-    except ImportError:
-        raise CheckpointError(f"{what} needs {package}: pip install 'effnet-jax[{extra}]'") from None
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError) and package.startswith(str(error.name))
+        broken = "" if missing else f", which is here and does not load ({in_brief(error)})"
+        raise CheckpointError(f"{what} needs {package}{broken}: pip install 'effnet-jax[{extra}]'") from None

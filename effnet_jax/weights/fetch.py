@@ -1,5 +1,6 @@
 """Fetching files: what broke off goes on, what is another file than it should be is told. No JAX."""
 
+import contextlib
 import errno
 import hashlib
 import http.client
@@ -40,11 +41,11 @@ def fetch(url: str, place: Path, *, sha256: str = "", told: Told = lambda done, 
 
     Raises:
       NotFetched: no network, no such file, or it is not the file that it should be.
-      WeightsError: the disk is full.
+      WeightsError: the disk is full, or the folder cannot be written.
     """
-    place.parent.mkdir(parents=True, exist_ok=True)
     partial = place.with_name(f".{place.name}.fetched")
     try:
+        place.parent.mkdir(parents=True, exist_ok=True)
         for attempt in range(_TRIES):
             try:
                 _go_on(url, partial, told)
@@ -56,17 +57,29 @@ def fetch(url: str, place: Path, *, sha256: str = "", told: Told = lambda done, 
                 if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
                     raise
                 if attempt == _TRIES - 1 or not _may_pass(error):
-                    why = getattr(error, "reason", None) or error
-                    raise NotFetched(f"{url}: {why or type(why).__name__}") from None
+                    raise NotFetched(f"{url}: {_why(error)}{_kept(partial)}") from None
             time.sleep(2.0**attempt / 4)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        _drop(partial)
         raise WeightsError(
             f"{place} cannot be written ({error.strerror}): free some space, or set EFFNET_JAX_CACHE to another folder"
         ) from error
     _check(url, partial, sha256)
     partial.replace(place)
+    _drop(partial)
     return place
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, http.client.IncompleteRead):
+        return "it broke off before its end"
+    why = getattr(error, "reason", None) or error
+    return str(why) or type(why).__name__
+
+
+def _kept(partial: Path) -> str:
+    have = partial.stat().st_size if partial.exists() else 0
+    return f" (the {have / 1e6:,.1f} MB that came are kept: the next start goes on from there)" if have else ""
 
 
 def _may_pass(error: Exception) -> bool:
@@ -76,22 +89,14 @@ def _may_pass(error: Exception) -> bool:
 
 
 def _go_on(url: str, partial: Path, told: Told) -> None:
-    """Fetches what is missing of a file."""
+    """Fetches what is missing of a file, or all of it where the part is not of the file that is there now."""
+    mark = _mark(partial)
     have = partial.stat().st_size if partial.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    try:
-        response = urllib.request.urlopen(request, timeout=_TIMEOUT)
-    except urllib.error.HTTPError as error:
-        if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            raise
-        partial.unlink()  # it is longer than the file, which has changed; or whole, which only the whole file tells
-        have, response = 0, urllib.request.urlopen(url, timeout=_TIMEOUT)
-    with response, open(partial, "ab") as file:
-        if have and response.status != http.HTTPStatus.PARTIAL_CONTENT:
-            file.truncate(0)
-            have = 0
-        length = response.headers.get("Content-Length")
-        total = have + int(length) if length else 0
+    response, start = _open(url, have, mark.read_text() if mark.exists() else "")
+    with response, open(partial, "ab" if start else "wb") as file:
+        mark.write_text(_version(response))
+        have, left = start, response.length  # None where the server does not say
+        total = have + left if left is not None else 0
         while chunk := response.read(_CHUNK):
             file.write(chunk)
             have += len(chunk)
@@ -100,11 +105,47 @@ def _go_on(url: str, partial: Path, told: Told) -> None:
             raise http.client.IncompleteRead(b"", total - have)
 
 
+def _open(url: str, have: int, version: str) -> tuple[http.client.HTTPResponse, int]:
+    """Asks for a file from a byte on, if it is of this version still; returns the answer and the byte it begins at."""
+    if have:
+        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"})
+        try:
+            response = urllib.request.urlopen(request, timeout=_TIMEOUT)
+        except urllib.error.HTTPError as error:
+            # The part is longer than the file, which has changed; or whole, which only the whole file tells.
+            if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                raise
+        else:
+            if response.status != http.HTTPStatus.PARTIAL_CONTENT:
+                return response, 0
+            begins = (response.headers.get("Content-Range") or "").startswith(f"bytes {have}-")
+            if begins and _version(response) == version:
+                return response, have
+            response.close()
+    return urllib.request.urlopen(url, timeout=_TIMEOUT), 0
+
+
+def _version(response: http.client.HTTPResponse) -> str:
+    """What a server calls a file's content by, so that another is told; "" where it has no name for it."""
+    return response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
+
+
+def _mark(partial: Path) -> Path:
+    """Where it is kept of which version a part is."""
+    return partial.with_name(f"{partial.name}.of")
+
+
+def _drop(partial: Path) -> None:
+    for path in (partial, _mark(partial)):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
 def _check(url: str, partial: Path, sha256: str) -> None:
     """Compares a file's SHA-256 with what is known of it."""
     found, expected = _sha256(partial), sha256 or _known().get(url, "")
     if not found.startswith(expected):
-        partial.unlink()
+        _drop(partial)
         whose = (
             "it is published with" if sha256 else f"the one that was good before had (in {cache_folder(_CHECKSUMS)})"
         )

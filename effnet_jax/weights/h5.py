@@ -133,18 +133,21 @@ def _arrays(h5py: Any, root: Any) -> Iterator[tuple[str, Any]]:
     if named:
         return
 
-    def walk(group: Any, path: str, depth: int) -> Iterator[tuple[str, Any]]:
+    seen = {root.id}  # groups in one another would have no end
+
+    def walk(group: Any, path: str) -> Iterator[tuple[str, Any]]:
         for name in group:
             link = group.get(name, getlink=True)
-            if not isinstance(link, h5py.HardLink) or depth > 20:
+            item = group[name] if isinstance(link, h5py.HardLink) else None
+            if item is None or item.id in seen:
                 raise ArchiveError(f"{path}{name} is a link")
-            item = group[name]
+            seen.add(item.id)
             if isinstance(item, h5py.Dataset):
                 yield f"{path}{name}", item
             else:
-                yield from walk(item, f"{path}{name}/", depth + 1)
+                yield from walk(item, f"{path}{name}/")
 
-    yield from walk(root, "", 0)
+    yield from walk(root, "")
 
 
 def _rescalings(config: Any) -> Iterator[list[float]]:

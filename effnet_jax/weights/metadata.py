@@ -6,11 +6,13 @@ import importlib.resources
 import json
 import os
 import platform
+from pathlib import Path
 from typing import Any
 
 from etils import epath
 
 from effnet_jax import files
+from effnet_jax.cache import cache_folder
 from effnet_jax.choices import CROPS, EVALUATIONS, RESIZES
 from effnet_jax.errors import WeightsError
 from effnet_jax.model.variants import FAMILIES, NORMALIZATIONS, VARIANTS
@@ -73,12 +75,12 @@ class Metadata:
         Raises:
           WeightsError: it is damaged, or of a newer format.
         """
-        restore = "restore the weights dir from a copy, or port the weights again"
+        restore = cure_of(path)
         try:
             values = json.loads(text)
             if not isinstance(values, dict):
                 raise ValueError("it is no object")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise WeightsError(f"{path} is damaged ({error}): {restore}") from None
         version = values.pop("format", None)
         if isinstance(version, int) and version > FORMAT:
@@ -127,6 +129,19 @@ class Metadata:
         for key in ("source", "versions", "checksums"):
             if not isinstance(getattr(self, key), dict):
                 raise ValueError(f"its {key} is {getattr(self, key)!r}")
+
+
+def cure_of(path: epath.PathLike) -> str:
+    """How a damaged weights dir is made good; one of the cache is made anew.
+
+    Args:
+      path: of it, or of a file in it.
+    """
+    place, cache = Path(os.fspath(path)), cache_folder("weights")
+    if cache in place.parents:
+        folder = cache / place.relative_to(cache).parts[0]
+        return f"remove {folder}, and it is made again when it is next asked for"
+    return "restore the weights dir from a copy, or port the weights again"
 
 
 def check_output(path: epath.PathLike) -> epath.Path:

@@ -176,17 +176,24 @@ def read_variables(checkpoint: Checkpoint, plan: Plan) -> dict:
       `{"params": …, "batch_stats": …}` as nested dicts of float32 arrays.
 
     Raises:
-      CheckpointError: an array is damaged.
+      CheckpointError: an array is damaged, or not finite.
     """
-    variables = nest(
-        {
-            row.tensor.path: row.decode(checkpoint.read(stored).astype(np.float32, copy=False))
-            for row, stored in plan.names.items()
-        }
-    )
+    variables = nest({row.tensor.path: row.decode(_read(checkpoint, stored)) for row, stored in plan.names.items()})
     for stored in plan.unused:
         checkpoint.verify(stored)
     return variables
+
+
+def _read(checkpoint: Checkpoint, stored: str) -> np.ndarray:
+    """Returns an array as float32."""
+    with np.errstate(over="ignore"):  # of float64: told below
+        array = checkpoint.read(stored).astype(np.float32, copy=False)
+    if not np.isfinite(array).all():
+        raise CheckpointError(
+            f"{checkpoint.source}: {stored} has values that are no finite numbers: its training has diverged, or its "
+            "type is too small for them; take an earlier checkpoint, or another file"
+        )
+    return array
 
 
 def _disagreements(shapes: Mapping[str, tuple[int, ...]], variant: Variant, layout: Layout) -> int:

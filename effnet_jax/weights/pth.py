@@ -27,6 +27,7 @@ from effnet_jax.weights.checkpoint import Checkpoint, Entry
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
+_MOST_AXES = 32  # NumPy has 64
 
 _STORAGES = {
     "FloatStorage": np.dtype(np.float32),
@@ -70,10 +71,12 @@ def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any
     """Stands for `torch._utils._rebuild_tensor_v2`."""
     tensor = _Tensor(storage, offset, tuple(shape), tuple(strides))
     numbers = (offset, *tensor.shape, *tensor.strides)
-    if not isinstance(storage, _Storage) or not all(isinstance(number, int) and number >= 0 for number in numbers):
+    if not isinstance(storage, _Storage) or not all(type(number) is int and 0 <= number < 2**40 for number in numbers):
         raise pickle.UnpicklingError("a tensor without a storage")
     if len(tensor.shape) != len(tensor.strides):
         raise pickle.UnpicklingError("a tensor whose shape and strides differ in length")
+    if len(tensor.shape) > _MOST_AXES or math.prod(filter(None, tensor.shape)) >= 2**40:
+        raise pickle.UnpicklingError(f"a tensor of shape {tensor.shape}")
     return tensor
 
 

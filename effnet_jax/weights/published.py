@@ -9,6 +9,7 @@ checksums. All are under the Apache License 2.0.
 
 import dataclasses
 import functools
+import re
 
 from effnet_jax.errors import WeightsError, nearest
 from effnet_jax.model.variants import Family, Variant, get_family, get_variant
@@ -196,10 +197,20 @@ def table() -> dict[str, Published]:
 
 
 def find_published(name: str) -> Published | None:
-    """Returns the weights of a name, ours or timm's, with `timm/` or `hf://timm/` before it too; None where unknown."""
-    name = name.removeprefix("hf://").removeprefix("timm/")
-    known = table()
-    return known.get(name) or next((row for row in known.values() if row.alias == name), None)
+    """Returns the weights of a name; None where unknown.
+
+    Args:
+      name: ours, timm's, or timm's older one (`tf_efficientnet_b0_ns`), with `timm/`, `hf://timm/` or `hf_hub:timm/`
+        before it too. Capitals and hyphens do not count.
+    """
+    wanted = re.sub(r"^(hf://|hf_hub:)?(timm/)?", "", name.lower().replace("-", "_"))
+    return next((row for row in table().values() if wanted in {row.name, row.alias, _older_alias(row)} - {""}), None)
+
+
+def _older_alias(row: Published) -> str:
+    """What timm called the weights before it had tags; "" where that is the name of the architecture of several."""
+    file = row.sources[-1].file.rpartition("-")[0]
+    return "" if file == f"tf_efficientnet_{row.variant}" and row.family != "lite" else file
 
 
 def get_published(name: str) -> Published:
@@ -215,7 +226,11 @@ def get_published(name: str) -> Published:
 
 
 def not_published(name: str) -> str:
-    """Says that there are no weights of a name, with the nearest names."""
+    """Says that there are no weights of a name, with those of its variant, or the nearest names."""
+    said = re.search(r"(b\d|l2|lite\d)(?![a-z\d])", name.lower())
     near = nearest(name, [*table(), *(row.alias for row in table().values())])
-    near = f": {near}" if near.startswith("did you mean") else ""  # else all 80 of them
+    if said and (alike := [row.name for row in table().values() if row.variant == said[1]]):
+        near = f": of {said[1]} there are {', '.join(alike)}"
+    else:
+        near = f": {near}" if near.startswith("did you mean") else ""  # else all 80 of them
     return f"there are no published weights {name!r}{near} (python -m effnet_jax.weights list has all of them)"

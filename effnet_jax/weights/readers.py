@@ -1,6 +1,8 @@
 """Opens whatever weights come in, the kind told from the file."""
 
 import contextlib
+import gzip
+import math
 import re
 import shutil
 import tarfile
@@ -8,21 +10,25 @@ import tempfile
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
+from typing import IO, cast
 
 import numpy as np
 
 from effnet_jax.archives import ArchiveError, Npz, is_damage, most_unpacked
 from effnet_jax.errors import CheckpointError, nearest
+from effnet_jax.files import full_disk
 from effnet_jax.weights.checkpoint import Checkpoint, Entry
 from effnet_jax.weights.h5 import KerasFile
 from effnet_jax.weights.hub import HUB, download
 from effnet_jax.weights.pth import TorchFile
+from effnet_jax.weights.published import find_published
 from effnet_jax.weights.safetensors import SafetensorsFile
 from effnet_jax.weights.tensor_bundle import INDEX_ENDING, TensorBundle, index_path
 from effnet_jax.weights.tfjs import FILE, GraphModelFile
 
 __all__ = ["Checkpoint", "NumpyFile", "open_checkpoint"]
 
+_MOST_MEMBERS = 10_000  # of an archive; a published one has ten
 _ARCHIVES = (".tar.gz", ".tgz", ".tar")
 _TENSORS = "model.safetensors"
 _DATA = re.compile(r"\.data-\d{5}-of-\d{5}$")
@@ -45,10 +51,13 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
       Its arrays, not yet read.
 
     Raises:
-      CheckpointError: there is nothing, nothing of a known kind, more than one checkpoint, or it is damaged.
+      CheckpointError: there is nothing, nothing of a known kind, more than one checkpoint, damage, or no room to
+        unpack it.
     """
     if str(path).startswith(HUB):
         path = download(str(path))
+    elif "://" in str(path):
+        raise CheckpointError(f"{path} is an address: download it, and give the file")
     path = Path(path).expanduser()
     if path.is_dir():
         if (path / _TENSORS).is_file():  # a folder as on Hugging Face's hub
@@ -77,6 +86,11 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         return TensorBundle(prefix)
     if path.is_file():
         raise CheckpointError(f"{path} is of no known kind: give {KINDS}")
+    if known := find_published(name):
+        raise CheckpointError(
+            f"there is no file {path}; the published weights {known.name} need no porting: give their name wherever a "
+            f"weights dir may be, or take python -m effnet_jax.weights get {known.name} OUT"
+        )
     around = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
     near = nearest(path.name, around) if 0 < len(around) <= 50 else f"give {KINDS}"
     raise CheckpointError(f"there is no file, folder or checkpoint {path}: {near}")
@@ -116,8 +130,17 @@ def _open_archive(path: Path) -> Checkpoint:
             members = _unpack(path, folder)
         except (tarfile.TarError, EOFError, zlib.error, zipfile.BadZipFile) as error:
             raise CheckpointError(f"the archive {path} is damaged or cut off ({error}): download it again") from None
+        except ArchiveError as error:
+            raise CheckpointError(
+                f"the archive {path} is no published checkpoint ({error}): nothing was kept on your disk; get it from "
+                "its source"
+            ) from None
         except OSError as error:
-            if not is_damage(error):  # a full disk and the like
+            if full_disk(error):
+                raise CheckpointError(
+                    f"no space left in {folder.parent} to unpack {path}: free some, or set TMPDIR to another folder"
+                ) from error
+            if not is_damage(error):
                 raise
             raise CheckpointError(f"the archive {path} is damaged ({error}): download it again") from None
         prefixes = [member.removesuffix(INDEX_ENDING) for member in members if member.endswith(INDEX_ENDING)]
@@ -141,8 +164,10 @@ def _open_archive(path: Path) -> Checkpoint:
 def _unpack(path: Path, folder: Path) -> list[str]:
     """Copies the files of checkpoints out of an archive; returns the names of all files in it."""
     members, room = [], most_unpacked(path)
-    with tarfile.open(path) as archive:
-        for member in archive:
+    with _plain(path) as content, tarfile.open(fileobj=cast(IO[bytes], _Bounded(content, room)), mode="r:") as archive:
+        for count, member in enumerate(archive):
+            if count == _MOST_MEMBERS:  # each takes memory
+                raise ArchiveError(f"it has more than {_MOST_MEMBERS:,} files")
             place = PurePosixPath(member.name)
             if place.is_absolute() or ".." in place.parts or not (member.isfile() or member.isdir()):
                 kind = "a link or device" if not (member.isfile() or member.isdir()) else "a path out of the archive"
@@ -156,19 +181,43 @@ def _unpack(path: Path, folder: Path) -> list[str]:
             if place.name.endswith(INDEX_ENDING) or _DATA.search(place.name):
                 target = folder / place
                 target.parent.mkdir(parents=True, exist_ok=True)
-                content = archive.extractfile(member)
-                assert content is not None  # it is a regular file
+                data = archive.extractfile(member)
+                assert data is not None  # it is a regular file
                 room -= member.size
                 if room < 0:
-                    raise CheckpointError(
-                        f"the archive {path} unpacks to many times its size, so it is no published checkpoint: nothing "
-                        "was kept on your disk; get it from its source"
-                    )
+                    raise ArchiveError("it unpacks to many times its size")
                 if target.exists():
                     raise CheckpointError(f"the archive {path} holds {member.name!r} twice: get it from its source")
                 with target.open("xb") as file:
-                    shutil.copyfileobj(content, file, 1 << 20)
+                    shutil.copyfileobj(data, file, 1 << 20)
     return members
+
+
+def _plain(path: Path) -> IO[bytes]:
+    """Opens what an archive unpacks to."""
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    return cast(IO[bytes], gzip.open(path)) if packed else path.open("rb")
+
+
+class _Bounded:
+    """A file that is read up to a place: tarfile takes into memory as many bytes as a header asks for."""
+
+    def __init__(self, file: IO[bytes], most: int) -> None:
+        self._file, self._most = file, most
+        self.tell = file.tell
+
+    def read(self, size: int) -> bytes:
+        self._check(self.tell() + size if size >= 0 else self._most + 1)
+        return self._file.read(size)
+
+    def seek(self, place: int) -> int:
+        self._check(place)
+        return self._file.seek(place)
+
+    def _check(self, place: int) -> None:
+        if place > self._most:
+            raise ArchiveError("it unpacks to many times its size")
 
 
 class NumpyFile(Checkpoint):
@@ -186,6 +235,8 @@ class NumpyFile(Checkpoint):
             self._archive = Npz(path)
             self.keep(self._archive)
             headers = {name: self._archive.header(name) for name in self._archive.names}
+            if sum(math.prod(shape) * dtype.itemsize for shape, dtype in headers.values()) > most_unpacked(path):
+                raise ArchiveError("it unpacks to many times its size")
         except ArchiveError as error:
             self.close()
             raise CheckpointError(f"{path} is no .npz, or damaged ({error}): make or download it again") from None

@@ -8,7 +8,7 @@ from effnet_jax.errors import CheckpointError, VariantError
 from effnet_jax.model.variants import FAMILIES, Family, Variant, get_family
 from effnet_jax.weights.checkpoint import Checkpoint
 from effnet_jax.weights.metadata import imagenet_class_names
-from effnet_jax.weights.published import NUM_CLASSES, Published, find_published, table
+from effnet_jax.weights.published import NUM_CLASSES, Published, table
 
 if TYPE_CHECKING:
     from effnet_jax.weights.port import Plan
@@ -71,6 +71,11 @@ def describe_source(
         return Described(
             recipe.name, recipe.normalization, recipe.crop, "crop", "bicubic", resolution, names, published.name
         )
+    if about.name and about.name.partition(".")[0] != f"tf_efficientnet_{variant.name}":
+        raise CheckpointError(
+            f"the config.json of {source} says that its weights are of timm's {about.name}, and they are of "
+            f"{variant.name}: take both from one place, or remove it"
+        )
     if plan.layout.name == "timm" and not about.name:
         _check_network(source, variant, family)
     original = _family_in_name(source) is not None and not about.name
@@ -107,7 +112,8 @@ def _published_in_file(checkpoint: Checkpoint, plan: "Plan", told: str) -> Publi
 
     timm keeps the name of the weights that a training began with.
     """
-    about, found = checkpoint.about, find_published(checkpoint.about.name)
+    about = checkpoint.about
+    found = next((row for row in table().values() if row.alias == about.name), None)
     if found is None or plan.num_classes not in (0, NUM_CLASSES) or about.class_names:
         return None
     lite = found.recipe.name == "lite"  # which timm scales, and sizes, otherwise

@@ -60,7 +60,7 @@ def about_timm(path: Path) -> About:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return About()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({error}): {_DOWNLOAD_AGAIN}, or remove it") from None
     if not isinstance(config, dict) or "architecture" not in config:
         return About()  # another program's
@@ -75,6 +75,8 @@ def about_timm(path: Path) -> About:
         names = given.get("label_names") or ()
         ours = dict(given.get("effnet_jax") or {})  # what timm has no word for
         size = int(given["input_size"][-1]) if given.get("input_size") else 0
+        if not 0 <= size < 2**15:
+            raise ValueError(f"input_size is {given['input_size']}")
         return About(
             name=f"{architecture}.{given['tag']}" if given.get("tag") else architecture,
             scaling=(_levels(given["mean"]), _levels(given["std"])) if "mean" in given and "std" in given else None,
@@ -84,7 +86,7 @@ def about_timm(path: Path) -> About:
             resize=ours["resize"] if ours.get("resize") in RESIZES else "antialias",
             class_names=tuple(map(str, names.values() if isinstance(names, dict) else names)),
         )
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"{path} is damaged ({error!r}): {_DOWNLOAD_AGAIN}, or remove it") from None
 
 

@@ -21,7 +21,7 @@ from effnet_jax.model.variants import get_variant
 from effnet_jax.trees import flatten, nest
 from effnet_jax.weights import names
 from effnet_jax.weights.by_name import weights_dir
-from effnet_jax.weights.metadata import METADATA_FILE, Metadata, check_output, current_versions
+from effnet_jax.weights.metadata import METADATA_FILE, Metadata, check_output, cure_of, current_versions
 
 Variables = dict[str, Any]
 
@@ -111,7 +111,7 @@ def read_metadata(path: epath.PathLike) -> Metadata:
         port = f"port it first: python -m effnet_jax.port {path} OUT"
         raise WeightsError(f"{path} is a file, not a weights dir: {port}") from None
     except UnicodeDecodeError as error:
-        raise WeightsError(f"{file} is damaged ({error}): restore the weights dir from a copy") from None
+        raise WeightsError(f"{file} is damaged ({error}): {cure_of(path)}") from None
     if not path.exists():
         raise WeightsError(
             f"there is no weights dir {path}: check the path, or make one with python -m effnet_jax.port"
@@ -141,7 +141,7 @@ def read_weights(path: epath.PathLike) -> tuple[Variables, Metadata]:
     """
     path = files.absolute(weights_dir(path))
     metadata = read_metadata(path)
-    restore = "restore the weights dir from a copy, or port the weights again"
+    restore = cure_of(path)
     folder = path / VARIABLES_FOLDER
     if not folder.is_dir():
         raise WeightsError(f"{path} is damaged: {VARIABLES_FOLDER}/ is missing; {restore}")

@@ -9,6 +9,7 @@ wrong kind of CRC), reads only the first block of an index, and needs protobuf b
 """
 
 import io
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,7 +94,7 @@ def read_index(path: Path) -> Index:
         return Index(shards, big_endian, {name.decode(): _parse_entry(value) for name, value in table.items()})
     except FileNotFoundError:
         raise CheckpointError(f"the checkpoint's index {path} is missing: {_COPY_AGAIN}") from None
-    except (TableError, UnicodeDecodeError) as error:
+    except ValueError as error:  # TableError, and names and numbers that are none
         raise CheckpointError(f"the checkpoint's index {path} is damaged: {error}; {_COPY_AGAIN}") from None
 
 
@@ -161,7 +162,7 @@ class TensorBundle(Checkpoint):
         if dtype is None or place.sliced:
             what = "is partitioned into slices" if place.sliced else f"has TensorFlow's type {place.dtype}"
             raise CheckpointError(f"{self.source}: {name} {what}, which this reader does not read")
-        count = int(np.prod(place.shape, dtype=np.int64))
+        count = math.prod(place.shape)
         if count * dtype.itemsize != place.size:
             raise CheckpointError(
                 f"{self.source}: {name} of shape {place.shape} has {place.size} bytes instead of "

@@ -127,6 +127,8 @@ class _ManifestError(ValueError):
 def _leaves(layer: Layer, shapes: dict[str, tuple[int, ...]]) -> dict[str, str | np.ndarray]:
     """Returns a layer's arrays by our names of them: stored names, and the values of a batch norm that is folded."""
     leaves: dict[str, str | np.ndarray] = {"kernel": layer.kernel}
+    if 0 in shapes[layer.kernel]:  # whose other sizes may then be any
+        raise GraphError(f"{layer.kernel} is empty: {list(shapes[layer.kernel])}")
     if layer.norm:
         if abs(layer.epsilon - _EPSILON) > 1e-6:
             raise GraphError(f"the epsilon of a batch norm is {layer.epsilon:g} instead of {_EPSILON:g}")
@@ -147,6 +149,8 @@ def _weights(path: Path, manifest: Any) -> dict[str, _Weight]:
     found: dict[str, _Weight] = {}
     for group in manifest:
         shards = tuple(_shard(path, name) for name in group["paths"])
+        if len(set(shards)) < len(shards):
+            raise _ManifestError("a group has a shard twice")
         start = 0
         for item in group["weights"]:
             weight = _weight(shards, start, item)
@@ -163,7 +167,7 @@ def _weights(path: Path, manifest: Any) -> dict[str, _Weight]:
 
 def _weight(shards: tuple[Path, ...], start: int, item: dict[str, Any]) -> _Weight:
     shape = tuple(item["shape"])
-    if not all(isinstance(size, int) and 0 <= size < 2**40 for size in shape) or len(shape) > 8:
+    if not all(type(size) is int and 0 <= size < 2**40 for size in shape) or len(shape) > 8:
         raise _ManifestError(f"{item['name']} cannot have the shape {list(shape)}")
     quantised = item.get("quantization") or {}
     kinds, kind = (_QUANTISED, quantised["dtype"]) if quantised else (_DTYPES, item["dtype"])

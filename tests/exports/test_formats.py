@@ -1,6 +1,7 @@
 """Every format: what is written comes back bit for bit, and says how pixels are scaled."""
 
 import dataclasses
+import errno
 import json
 import subprocess
 import sys
@@ -9,9 +10,11 @@ import jax
 import numpy as np
 import pytest
 
-from effnet_jax.errors import CheckpointError, ConfigError, VariantError, WeightsError
-from effnet_jax.export import FORMATS, export
+from effnet_jax.errors import CheckpointError, ConfigError, DiskError, VariantError, WeightsError
+from effnet_jax.export import FORMATS, export, main
+from effnet_jax.exports import keras
 from effnet_jax.model.variants import NORMALIZATIONS
+from effnet_jax.weights.checkpoint import needs
 from effnet_jax.weights.port import port_checkpoint
 from effnet_jax.weights.store import load_weights, read_weights, write_weights
 
@@ -165,3 +168,76 @@ def test_every_format_has_a_module():
         if form != "weights":
             assert importlib.import_module(f"effnet_jax.exports.{form}").write
     assert set(NORMALIZATIONS) >= {"imagenet", "advprop", "lite", "unit"}
+
+
+def test_a_source_that_is_no_weights_dir(weights, tmp_path):
+    """Also timm's folder, which has a config.json as a run dir has."""
+    export(weights("lite0"), tmp_path / "out", form="timm")
+    for source, message in ((tmp_path / "out", "is no weights dir"), (tmp_path / "out" / "README.md", "is a file")):
+        with pytest.raises(WeightsError, match=f"{message}.*python -m effnet_jax.port"):
+            export(source, tmp_path / "x")
+
+
+def test_names_in_a_model_card(weights, tmp_path, monkeypatch):
+    """Of one line each, and nothing of them is Markdown or HTML; of a folder that is named from within, its own."""
+    variables, metadata = read_weights(weights("lite0"))
+    names = ("new\n---\nline", "<b>a|b</b>", *map(str, range(998)))
+    write_weights(tmp_path / "mine", variables, dataclasses.replace(metadata, class_names=names))
+    monkeypatch.chdir(tmp_path / "mine")
+    export(".", tmp_path / "out", form="timm")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "# mine\n" in card and r"Classes, in order: new --- line, \<b\>a\|b\</b\>, 0, 1," in card
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["label_names"][:2] == list(names[:2])
+
+
+@pytest.mark.parametrize(
+    ("place", "out", "message"),
+    [("me/mine", "out", "write hf://user/name"), ("hf://me/mine", "gs://a/b", "in a bucket")],
+)
+def test_a_push_is_checked_before_anything_is_written(weights, tmp_path, monkeypatch, place, out, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["export", str(weights("lite0")), out, f"--push={place}"])
+    with pytest.raises(ConfigError, match=message):
+        main()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_package_that_is_missing_or_does_not_load(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "broken_package.py").write_text("raise ImportError('libhdf5.so.200: cannot open')")
+    with pytest.raises(CheckpointError, match=r"a.h5 needs no_such_package: pip install 'effnet-jax\[formats\]'"):
+        needs("no_such_package", "a.h5")
+    with pytest.raises(CheckpointError, match="needs broken_package, which is here and does not load .*libhdf5"):
+        needs("broken_package", "a.h5")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError(
+            "Disable slist on flush dest failure failed (file write failed: errno = 28, No space left on device)"
+        ),
+    ],
+)
+def test_a_disk_that_is_full(weights, tmp_path, monkeypatch, error):
+    """As Python has it, and HDF5."""
+
+    def write(weights, out):
+        (out / "half").touch()
+        raise error
+
+    monkeypatch.setattr(keras, "write", write)
+    with pytest.raises(DiskError, match="no space left on the disk for .*out: free some"):
+        export(weights("lite0"), tmp_path / "out", form="keras")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_config_of_another_variant(weights, tmp_path):
+    """Its resolution, crop and scaling are the other's."""
+    export(weights("lite0"), tmp_path / "out", form="timm")
+    edited(tmp_path / "out", architecture="tf_efficientnet_b3")
+    with pytest.raises(
+        CheckpointError, match="says that its weights are of timm's tf_efficientnet_b3, and they are of lite0"
+    ):
+        port_checkpoint(tmp_path / "out", tmp_path / "back")

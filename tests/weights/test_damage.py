@@ -121,3 +121,31 @@ def test_scaling_of_published_keras_files(written, tmp_path):
         pytest.raises(CheckpointError, match="which is none of"),
     ):
         checkpoint.about.normalization("m")
+
+
+def test_a_group_that_is_in_several_is_refused(tmp_path):
+    """Thirteen levels with two links each to the level below took six seconds, twenty-five would take hours."""
+    import h5py
+
+    with h5py.File(tmp_path / "m.weights.h5", "w") as file:
+        file["layers/conv2d/vars/0"] = np.zeros(1)
+        file["layers/again"] = file["layers/conv2d"]
+    with pytest.raises(CheckpointError, match=r"layers/\w+ is a link"):
+        open_checkpoint(tmp_path / "m.weights.h5")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param("[" * 100_000, id="deep"),
+        '{"architecture": "tf_efficientnet_b0", "input_size": [3, -32, -32], "crop_pct": 0.9}',
+        '{"architecture": "tf_efficientnet_b0", "input_size": [3, 224, 1e999]}',
+    ],
+)
+def test_a_config_that_is_damaged(written, tmp_path, config):
+    import shutil
+
+    shutil.copy(written("timm")[0], tmp_path)
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(CheckpointError, match=r"config.json is damaged .*: download it again, or remove it"):
+        open_checkpoint(tmp_path)

@@ -8,15 +8,19 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
+import zlib
 
 import numpy as np
 import pytest
 
-from effnet_jax.errors import WeightsError
+from effnet_jax import files
+from effnet_jax.errors import DiskError, WeightsError
 from effnet_jax.export import export
 from effnet_jax.weights import by_name, fetch, published
 from effnet_jax.weights.fetch import NotFetched
 from effnet_jax.weights.published import Published, Source, find_published, get_published, table
+from effnet_jax.weights.store import read_metadata
 from tests import synthetic
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
@@ -32,6 +36,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").rstrip("-"))
         type(self).asked.append((self.path, start))
         first = sum(path == self.path for path, _ in self.asked) == 1
+        if "moved" in self.path:  # to another host, as GitHub does with files of releases
+            self.send_response(302)
+            self.send_header("Location", f"http://localhost:{self.server.server_port}/a")
+            self.end_headers()
+            return
         if "missing" in self.path:
             self.send_error(404)
             return
@@ -41,7 +50,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if "whole" in self.path:
             start = 0  # a server that knows no ranges
         self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(self.content) - start))
+        self.send_header("ETag", f"{zlib.crc32(self.content)}")
+        if start:
+            begin = 0 if "elsewhere" in self.path else start
+            self.send_header("Content-Range", f"bytes {begin}-{len(self.content) - 1}/{len(self.content)}")
+        if "unknown" not in self.path:
+            self.send_header("Content-Length", "many" if "odd" in self.path else str(len(self.content) - start))
         self.end_headers()
         body = self.content[start:]
         if "breaks" in self.path and first or "whole" in self.path and first:
@@ -68,21 +82,45 @@ def server(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "starts"), [("a", [0]), ("breaks", [0, 1_000_000]), ("whole", [0, 1_000_000]), ("busy", [0, 0])]
+    ("name", "starts"),
+    [
+        ("a", [0]),
+        ("breaks", [0, 1_000_000]),
+        ("whole", [0, 1_000_000]),
+        ("busy", [0, 0]),
+        ("unknown", [0]),
+        ("odd", [0]),
+        ("moved", [0, 0]),
+    ],
 )
 def test_a_file_is_fetched_whole(server, tmp_path, name, starts):
     heard = []
     told = lambda done, total: heard.append((done, total))  # noqa: E731
     place = fetch.fetch(f"{server}/{name}", tmp_path / "new" / "file", told=told)
     assert place.read_bytes() == CONTENT and [start for _, start in Handler.asked] == starts
-    assert heard[-1] == (len(CONTENT), len(CONTENT))
+    assert heard[-1] == (len(CONTENT), 0 if name in ("unknown", "odd") else len(CONTENT))
     assert os.listdir(place.parent) == ["file"]
 
 
+def leave_a_part(place, content):
+    """What an attempt leaves that was killed."""
+    place.with_name(".file.fetched").write_bytes(content[:1234])
+    place.with_name(".file.fetched.of").write_text(f"{zlib.crc32(content)}")
+
+
 def test_what_an_attempt_left_is_gone_on_with(server, tmp_path):
-    (tmp_path / ".file.fetched").write_bytes(CONTENT[:1234])
+    leave_a_part(tmp_path / "file", CONTENT)
     assert fetch.fetch(f"{server}/a", tmp_path / "file").read_bytes() == CONTENT
     assert Handler.asked == [("/a", 1234)]
+    assert not (tmp_path / ".file.fetched.of").exists()
+
+
+@pytest.mark.parametrize(("name", "of"), [("a", CONTENT[::-1]), ("elsewhere", CONTENT)])
+def test_a_part_of_another_file_is_not_gone_on_with(server, tmp_path, name, of):
+    """The server has another file by now; or answers with another part of it than it was asked for."""
+    leave_a_part(tmp_path / "file", of)
+    assert fetch.fetch(f"{server}/{name}", tmp_path / "file").read_bytes() == CONTENT
+    assert [start for _, start in Handler.asked] == [1234, 0]
 
 
 @pytest.mark.parametrize(
@@ -141,7 +179,7 @@ def test_weights_by_name_are_made_once_and_kept(lite, tmp_path):
     asked = len(Handler.asked)
     assert effnet_jax.load_weights("test_lite0")[2].class_names[0] == "tench"
     assert len(Handler.asked) == asked
-    assert os.listdir(tmp_path / "cache" / "downloads" / "test_lite0") == []  # what was fetched is ported and gone
+    assert os.listdir(tmp_path / "cache" / "fetched" / "test_lite0") == []  # what was fetched is ported and gone
 
 
 def test_a_page_instead_of_a_file_is_not_kept(lite, server, tmp_path, monkeypatch):
@@ -151,7 +189,7 @@ def test_a_page_instead_of_a_file_is_not_kept(lite, server, tmp_path, monkeypatc
     good, Handler.content = Handler.content, b"<html>log in</html>"
     with pytest.raises(WeightsError, match=r"(?s)page.*could not be fetched|is no .safetensors"):
         by_name.get_weights(row)
-    assert not list((tmp_path / "cache" / "downloads").rglob("*.safetensors"))
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
     Handler.content = good
     assert by_name.get_weights(row).is_dir()
 
@@ -210,3 +248,85 @@ def test_a_path_that_is_there_comes_before_a_name(tmp_path, monkeypatch):
     (tmp_path / "lite0").mkdir()
     assert str(by_name.weights_dir("lite0")) == "lite0"
     assert str(by_name.weights_dir("weights/none")).endswith("weights/none")  # told by whoever reads it
+
+
+def test_what_a_kill_left_between_fetching_and_porting_is_taken_and_goes(lite, tmp_path):
+    place = tmp_path / "cache" / "fetched" / "test_lite0" / "lite.safetensors"
+    place.parent.mkdir(parents=True)
+    (tmp_path / "timm" / "model.safetensors").rename(place)
+    assert by_name.weights_dir("test_lite0").is_dir() and not place.exists()
+    assert [path for path, _ in Handler.asked] == ["/missing"]
+
+
+@pytest.mark.parametrize("below", ["", "folder"])
+def test_a_cache_that_is_no_folder(server, tmp_path, monkeypatch, below):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("EFFNET_JAX_CACHE", str(tmp_path / "file" / below))
+    with pytest.raises(
+        WeightsError, match=r"cache folder .* cannot be written or locked \(.*\): set EFFNET_JAX_CACHE to"
+    ):
+        by_name.weights_dir("noisy_student_b0")
+    with pytest.raises(WeightsError, match="cannot be written .* or set EFFNET_JAX_CACHE"):
+        fetch.fetch(f"{server}/a", tmp_path / "file" / below / "file")
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("NOISY-STUDENT-B1", "noisy_student_b1"),
+        ("hf_hub:timm/tf_efficientnet_b0.ns_jft_in1k", "noisy_student_b0"),
+        ("hf-hub:timm/tf_efficientnet_b0.ns_jft_in1k", "noisy_student_b0"),
+        ("tf_efficientnet_b0_ns", "noisy_student_b0"),
+        ("timm/tf_efficientnet_l2_ns_475", "noisy_student_l2_475"),
+        ("tf_efficientnet_lite3", "lite3"),
+    ],
+)
+def test_other_spellings(name, found):
+    assert get_published(name).name == found
+
+
+@pytest.mark.parametrize(
+    "name", ["efficientnet_b0", "EfficientNetB0", "tf_efficientnet_b0", "b0", "efficientnet_b0.ra_in1k"]
+)
+def test_the_name_of_an_architecture_has_all_weights_of_it(name):
+    """None of them is meant by it: timm's own `efficientnet_b0` is another network."""
+    with pytest.raises(
+        WeightsError, match="of b0 there are baseline_b0, autoaugment_b0, advprop_b0, noisy_student_b0 "
+    ):
+        get_published(name)
+
+
+def test_a_cache_without_room_for_the_weights(lite, tmp_path, monkeypatch):
+    """Nothing is left in it, what was fetched neither: it would take the room that is asked for."""
+    monkeypatch.setattr(files, "_MARGIN", 2**60)
+    with pytest.raises(DiskError, match="no space left .* EFFNET_JAX_CACHE may name a folder of another disk"):
+        by_name.get_weights(lite)
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and not path.name.endswith(".lock")]
+
+
+def test_damage_in_the_cache_is_cured_by_removing_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("EFFNET_JAX_CACHE", str(tmp_path))
+    place = tmp_path / "weights" / "lite0"
+    place.mkdir(parents=True)
+    (place / "metadata.json").write_text("{")
+    with pytest.raises(WeightsError, match=f"metadata.json is damaged .*: remove {place}, and it is made again"):
+        read_metadata("lite0")
+
+
+def test_what_breaks_off_for_good_is_kept_for_the_next_start(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(fetch, "_TRIES", 1)
+    with pytest.raises(
+        NotFetched, match=r"breaks: it broke off before its end \(the 1.0 MB that came are kept: the next"
+    ):
+        fetch.fetch(f"{server}/breaks", tmp_path / "file")
+    assert fetch.fetch(f"{server}/breaks", tmp_path / "file").read_bytes() == CONTENT
+    assert [start for _, start in Handler.asked] == [0, 1_000_000]
+
+
+def test_a_proxy(server, tmp_path, monkeypatch):
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", server)
+    monkeypatch.setattr(urllib.request, "_opener", None)  # made once in a process, with the proxies of then
+    assert fetch.fetch("http://no.such.host.invalid/a", tmp_path / "file").read_bytes() == CONTENT
+    assert Handler.asked == [("http://no.such.host.invalid/a", 0)]

@@ -9,7 +9,7 @@ import pytest
 
 from effnet_jax.errors import CheckpointError, VariantError, WeightsError
 from effnet_jax.model.variants import VARIANTS
-from effnet_jax.port import describe
+from effnet_jax.port import describe, read_class_names
 from effnet_jax.weights import names, port
 from effnet_jax.weights.bundle_writer import write_bundle
 from effnet_jax.weights.layouts import LAYOUTS
@@ -249,3 +249,25 @@ def test_golden_logits_through_files(shared, golden_file, tmp_path):
         logits = jax.jit(model.apply)(variables, golden["images_64"])
         expected = golden["64/advprop/ema/logits"]
     assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_class_names_in_a_file(tmp_path):
+    """Windows' editors begin a file with a mark, which is no part of the first name."""
+    (tmp_path / "names.txt").write_text("cat\n\n hot dog \n", encoding="utf-8-sig")
+    assert read_class_names(str(tmp_path / "names.txt")) == ("cat", "hot dog")
+    (tmp_path / "names.txt").write_text("\n")
+    with pytest.raises(WeightsError, match="names.txt has no names: give a text file, a name a line"):
+        read_class_names(str(tmp_path / "names.txt"))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_values_that_are_no_numbers(make_arrays, memory_checkpoint, value):
+    """A checkpoint of a training that diverged; and what float32 cannot hold."""
+    arrays = make_arrays("b0", ema=False)
+    name = "efficientnet-b0/head/dense/bias"
+    arrays[name] = np.where(np.arange(1000) == 7, value, 0.0)
+    checkpoint = memory_checkpoint(arrays)
+    with pytest.raises(
+        CheckpointError, match=f"{name} has values that are no finite numbers: its training has diverged"
+    ):
+        port.read_variables(checkpoint, port.plan_port(checkpoint))

@@ -257,3 +257,13 @@ def test_a_view_with_overlaps_is_no_weight(tmp_path, dumps):
     path = write_zip(tmp_path / "m.pth", dumps({"a": tensor}), {"0": ARRAYS["a"].tobytes()})
     with TorchFile(path) as file, pytest.raises(CheckpointError, match=r"strides \(1, 1\), which are no weights"):
         file.read("a")
+
+
+@pytest.mark.parametrize(
+    "shape, strides", [((1,) * 70, (1,) * 70), ((0, 2**70), (1, 1)), ((0, 2**39, 2**39), (1,) * 3), ((1,), (2**70,))]
+)
+def test_a_shape_that_no_array_can_have(tmp_path, dumps, shape, strides):
+    tensor = FakeTensor("0", ARRAYS["a"], strides=strides)
+    tensor.shape = shape
+    with pytest.raises(CheckpointError, match="no PyTorch file, or damaged"):
+        TorchFile(write_zip(tmp_path / "m.pth", dumps({"a": tensor}), {"0": ARRAYS["a"].tobytes()}))

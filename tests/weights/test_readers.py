@@ -1,8 +1,13 @@
 """Opening weights: every kind that is known, and what a wrong path or archive is told."""
 
+import errno
+import gzip
 import io
+import os
 import resource
 import shutil
+import subprocess
+import sys
 import tarfile
 import tempfile
 import zipfile
@@ -11,8 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from effnet_jax import archives
 from effnet_jax.errors import CheckpointError
 from effnet_jax.weights.readers import open_checkpoint
+from tests.disk import failing_disk
 
 
 @pytest.fixture
@@ -198,3 +205,69 @@ def test_damaged_archives(folder, tmp_path, scratch, ending, count):
             np.testing.assert_array_equal(found[name], array)
     assert read < count
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # KiB
+
+
+def bomb(kind: str) -> tarfile.TarInfo:
+    info = tarfile.TarInfo("a")
+    info.type = {"attributes": tarfile.XHDTYPE, "name": tarfile.GNUTYPE_LONGNAME, "file": tarfile.REGTYPE}[kind]
+    info.size = 8 * 2**20
+    return info
+
+
+@pytest.mark.parametrize("kind", ["attributes", "name", "file"])
+def test_an_archive_that_unpacks_to_many_times_its_size(tmp_path, scratch, monkeypatch, kind):
+    """Also in what is no member: tarfile takes names and attributes into memory whole."""
+    monkeypatch.setattr(archives, "_LEAST_UNPACKED", 2**20)
+    path = tmp_path / "w.tar.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        info = bomb(kind)
+        file.write(info.tobuf(tarfile.GNU_FORMAT) + bytes(info.size + 1024))
+    with pytest.raises(CheckpointError, match=r"no published checkpoint \(it unpacks to many times its size\)"):
+        open_checkpoint(path)
+    assert not list(scratch.iterdir())
+
+
+def test_an_archive_of_many_files(tmp_path, scratch):
+    path = tmp_path / "w.tar.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(tarfile.TarInfo("a").tobuf(tarfile.USTAR_FORMAT) * 10_001 + bytes(1024))
+    with pytest.raises(CheckpointError, match="more than 10,000 files"):
+        open_checkpoint(path)
+
+
+def test_npz_that_unpacks_to_many_times_its_size(tmp_path, monkeypatch):
+    """In an array that no network takes: an optimizer's, of which only the checksum is wanted."""
+    monkeypatch.setattr(archives, "_LEAST_UNPACKED", 2**20)
+    np.savez_compressed(tmp_path / "w.npz", **{"m/stem/conv2d/kernel/RMSProp": np.zeros(2**21, np.float32)})
+    with pytest.raises(CheckpointError, match="unpacks to many times its size"):
+        open_checkpoint(tmp_path / "w.npz")
+
+
+FULL = """
+import sys
+from effnet_jax.errors import CheckpointError
+from effnet_jax.weights.readers import open_checkpoint
+try:
+    open_checkpoint(sys.argv[1])
+except CheckpointError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_for_temporary_files(folder, tmp_path):
+    path = make_archive(tmp_path / "w.tar.gz", {file.name: file for file in folder.iterdir()})
+    (tmp_path / "temporary").mkdir()
+    disk = failing_disk(tmp_path, "/effnet_jax-", calls="write", error=errno.ENOSPC)
+    place = {"TMPDIR": str(tmp_path / "temporary")}
+    command = [sys.executable, "-c", FULL, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **disk, **place})
+    assert f"no space left in {tmp_path / 'temporary'} to unpack {path}: free some, or set TMPDIR" in done.stdout
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+def test_what_is_no_file_and_could_be_meant(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=r"gs://bucket/efficientnet-b0 is an address: download it"):
+        open_checkpoint("gs://bucket/efficientnet-b0")
+    with pytest.raises(CheckpointError, match="noisy_student_b1 need no porting: .* effnet_jax.weights get noisy_stud"):
+        open_checkpoint("tf_efficientnet_b1_ns")

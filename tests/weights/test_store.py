@@ -169,7 +169,7 @@ def test_damaged_metadata(damaged, change, message):
         read_weights(damaged)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", pytest.param(b"[" * 100_000, id="deep")])
 def test_metadata_that_is_no_json(damaged, content):
     (damaged / METADATA_FILE).write_bytes(content)
     with pytest.raises(WeightsError, match=r"metadata\.json is damaged"):

@@ -175,3 +175,11 @@ def test_the_index_of_a_published_checkpoint(golden):
     assert len(entries) == 623
     assert entries["efficientnet-b0/stem/conv2d/kernel"] == ((3, 3, 3, 32), "float32")
     assert entries["global_step"] == ((), "int64")
+
+
+def test_a_size_that_is_no_number(tiny):
+    """Every checksum is right: a text stands where a tensor's shape has a number."""
+    text = b"\x12\x05\x12\x03\x0a\x01x"
+    Path(f"{tiny}.index").write_bytes(write_table({b"": b"\x08\x01", b"a": b"\x08\x01" + text}))
+    with pytest.raises(CheckpointError, match="index .* is damaged"):
+        TensorBundle(tiny)

@@ -202,6 +202,20 @@ def with_two_classifiers(model):
     model["modelTopology"]["node"].append({**matmul, "name": "second", "input": [softmax["name"], matmul["input"][1]]})
 
 
+def with_an_empty_kernel(model):
+    """Its other sizes may be any, and so what would be made up for its batch norm."""
+    kernel, groups = nodes(model, "FusedDepthwiseConv2dNative")[1]["input"][1], model["weightsManifest"]
+    (weight,) = [weight for group in groups for weight in group["weights"] if weight["name"] == kernel]
+    groups.append({"paths": [], "weights": [{**weight, "shape": [0, 0, 2**24, 1]}]})
+    weight["name"] = "other"
+
+
+def with_a_shard_twice(model):
+    """A small file could stand for any number of bytes."""
+    said = {"name": "extra", "shape": [2], "dtype": "int32"}
+    model["weightsManifest"].append({"paths": ["extra.bin"] * 2, "weights": [said]})
+
+
 def of_keras(model):
     model["format"] = "layers-model"
 
@@ -220,12 +234,15 @@ def of_keras(model):
         (without_a_constant, "no graph model, or damaged"),
         (with_another_number, "unexpected: extra/extra"),
         (with_two_classifiers, r"unexpected: \d+_dense/kernel"),
+        (with_an_empty_kernel, r"is empty: \[0, 0, 16777216, 1\]"),
+        (with_a_shard_twice, "a group has a shard twice"),
         (of_keras, "layers model, which is Keras' own: give the file of Keras"),
         (lambda model: model["modelTopology"]["node"].clear(), "it has no convolution"),
         (lambda model: model.pop("weightsManifest"), "no graph model, or damaged"),
         (lambda model: model["weightsManifest"][0]["weights"].pop(), "has no weights for|its weights have"),
         (lambda model: model["weightsManifest"][0]["weights"][0].update(dtype="string"), "of type string"),
         (lambda model: model["weightsManifest"][0]["weights"][0].update(shape=[-1, 2]), "cannot have the shape"),
+        (lambda model: model["weightsManifest"][0]["weights"][0].update(shape=[True]), "cannot have the shape"),
         (lambda model: model["weightsManifest"][0]["weights"][0].update(shape=[10**9] * 3), "its weights have"),
     ],
 )
