@@ -11,7 +11,7 @@ import pytest
 from sklearn import metrics
 
 from effnet_jax import evaluate, load_classifier
-from effnet_jax.errors import ConfigError, DataError, EffnetError, WeightsError
+from effnet_jax.errors import ConfigError, DataError, EffnetError, PathError, WeightsError
 from effnet_jax.weights.metadata import Metadata
 from effnet_jax.weights.store import write_weights
 from tests import synthetic
@@ -83,6 +83,7 @@ def test_a_damaged_image_is_an_error_or_is_skipped(weights, images, monkeypatch,
     [
         (["--config.data.nam=x"], ConfigError, "did you mean 'data.name'"),
         (["--splt=test"], ConfigError, "no such flag or key"),
+        (["--config.resolution=64"], ConfigError, r"only --config\.data\.KEY=VALUE can be given here"),
         (["--config.data.name="], DataError, "data.name is empty"),
         (["--config.data.name=/nowhere/at/all"], DataError, "no such file or folder"),
     ],
@@ -102,6 +103,34 @@ def test_weights_without_a_classifier_and_data_of_other_classes(weights, image_f
     other = image_folder(classes=("cat", "dgo"), per_class={"test": 1}, name="other")
     with pytest.raises(DataError, match="'dgo'.*near 'dgo': 'dog'"):
         _run(monkeypatch, capsys, weights, f"--config.data.name={other}")
+
+
+def test_an_output_that_cannot_be_written_is_told_before_the_evaluation(weights, images, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    for flag, words in (("json", "is a folder"), ("csv", r"file cannot be made \(File exists\)")):
+        place = tmp_path if flag == "json" else tmp_path / "file" / "rows.csv"
+        with pytest.raises(PathError, match=words):
+            _run(monkeypatch, capsys, weights, f"--config.data.name={images}", f"--{flag}={place}")
+        assert "images of" not in capsys.readouterr().out
+    _run(monkeypatch, capsys, weights, f"--config.data.name={images}", f"--json={tmp_path}/new/folder/f.json")
+    assert json.loads((tmp_path / "new" / "folder" / "f.json").read_text())["count"] == 21
+
+
+def test_what_could_not_be_read_is_counted(weights, image_folder, monkeypatch, capsys):
+    """Small images are decoded when the set is opened, photographs when they are asked for."""
+    small = image_folder(classes=CLASSES, per_class={"test": 2}, size=(32, 32), vary=False, name="small")
+    flags = [f"--config.data.name={small}", "--config.data.on_bad_image=skip"]
+    files = sorted((small / "test").rglob("*.jpg"))
+    files[0].write_bytes(b"no image")
+    assert "skipped 1 images that cannot be read" in _run(monkeypatch, capsys, weights, *flags)
+    for file in files:
+        file.write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"no image of .* can be read, so that there is nothing to measure: .*jpg"):
+        _run(monkeypatch, capsys, weights, *flags)
+
+
+def test_a_name_of_the_hub_is_no_path():
+    assert evaluate.find_target("hf://timm/tf_efficientnet_b0.ns_jft_in1k")[1] is None
 
 
 def test_an_unfinished_run(tmp_path, monkeypatch, capsys):

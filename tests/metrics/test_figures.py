@@ -94,6 +94,11 @@ def _loss(logits, labels, temperature):
     return metrics.log_loss(labels, _softmax(logits / temperature), labels=list(range(CLASSES)))
 
 
+def test_an_answer_that_is_no_number_has_no_confidence():
+    found = reliability(np.array([np.nan, 0.5]), np.array([True, False]))
+    assert found.count.sum() == 1 and found.ece == 0.5 and np.isfinite(found.confidence).all()
+
+
 def test_a_temperature_is_found(said):
     from scipy.optimize import minimize_scalar
 
@@ -114,6 +119,8 @@ def test_a_temperature_is_found(said):
     np.testing.assert_allclose(cooler.loss, as_it_was.loss, rtol=1e-4, atol=1e-5)
     assert (cooler.untempered >= cooler.probability[:, 0]).all() and figures(cooler).untempered.ece > 0.01
     assert fit_temperature(np.full((2, len(TEMPERATURES)), np.nan), COUNT) is None
+    odd = _answers(scaled, labels).tempered * np.array([[0.0], [1.0]])  # no example at an even position could be read
+    assert fit_temperature(odd, COUNT) is None
 
 
 def test_a_temperature_that_only_fits_its_own_examples_does_not_help():
