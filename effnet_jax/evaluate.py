@@ -9,6 +9,7 @@ frequent confusions.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -19,8 +20,8 @@ from ml_collections import ConfigDict, config_flags
 
 from effnet_jax import files, hosts
 from effnet_jax.data.loader import BadImages, eval_batches
-from effnet_jax.data.sources import open_dataset
-from effnet_jax.data.sources.base import Source
+from effnet_jax.data.sources import ROLES, open_dataset
+from effnet_jax.data.sources.base import Source, expand
 from effnet_jax.errors import ConfigError, DataError, WeightsError, nearest, run_command
 from effnet_jax.metrics.answers import gather_answers, make_answer_step
 from effnet_jax.metrics.asking import answer_rows, skipped_by_all
@@ -65,12 +66,42 @@ def evaluate(
     if not metadata.num_classes:
         raise WeightsError(f"{weights} has no classifier, so that there is nothing to measure: train one first")
     data = config["data"]
-    expression = str(data[split] or split) if split in ("train", "validation", "test") else split
-    dataset = open_dataset(data, [expression], class_names=metadata.class_names)
-    source = dataset.split(expression)
+    source = open_splits(data, [split], metadata.class_names)[split]
     return evaluate_source(
         model, variables, metadata, source, batch_size=batch_size, workers=data["workers"], tell=tell
     )
+
+
+def open_splits(data: Any, splits: Sequence[str], class_names: Sequence[str]) -> dict[str, Source]:
+    """Opens splits of the data of a run, or of other data.
+
+    Args:
+      data: of a config.
+      splits: `"train"`, `"validation"`, `"test"`, or split expressions.
+      class_names: an order of the classes that is kept where they are the same.
+
+    Returns:
+      A source for each of them.
+
+    Raises:
+      DataError: no such data or split.
+    """
+    name, given = str(data["name"]), [role for role in ROLES if data[role]]
+    for split in splits:
+        if split in ROLES and split not in given:
+            others = " or ".join(f"--split={role}" for role in reversed(given))
+            raise DataError(f"there is no {split} split, since data.{split} is '': take {others or 'an expression'}")
+    expressions = {split: str(data[split]) if split in ROLES else split for split in splits}
+    try:
+        dataset = open_dataset(data, list(expressions.values()), class_names=class_names)
+        return {split: dataset.split(expression) for split, expression in expressions.items()}
+    except DataError as error:
+        if os.path.exists(expand(name)):
+            raise
+        raise DataError(
+            f"{error} (the data is {name!r}: where it has moved, give --config.data.name=PLACE; a relative path begins "
+            "at the folder that the training was started in)"
+        ) from None
 
 
 def evaluate_source(

@@ -85,7 +85,13 @@ def test_a_damaged_image_is_an_error_or_is_skipped(weights, images, monkeypatch,
         (["--splt=test"], ConfigError, "no such flag or key"),
         (["--config.resolution=64"], ConfigError, r"only --config\.data\.KEY=VALUE can be given here"),
         (["--config.data.name="], DataError, "data.name is empty"),
-        (["--config.data.name=/nowhere/at/all"], DataError, "no such file or folder"),
+        (
+            ["--config.data.name=x", "--config.data.test="],
+            DataError,
+            "no test split, .*--split=validation or",
+        ),
+        (["--dtype=bf16"], ConfigError, "did you mean"),
+        (["--config.data.name=/nowhere/at/all"], DataError, "no such file or folder.*--config.data.name=PLACE"),
     ],
 )
 def test_mistakes(weights, arguments, error, words, monkeypatch, capsys):

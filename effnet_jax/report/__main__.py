@@ -16,10 +16,9 @@ from typing import Any
 from etils import epath
 
 from effnet_jax import files
-from effnet_jax.data.sources import open_dataset
 from effnet_jax.data.sources.base import Source, typical_side
 from effnet_jax.errors import DataError, run_command
-from effnet_jax.evaluate import data_config, evaluate_source
+from effnet_jax.evaluate import data_config, evaluate_source, open_splits
 from effnet_jax.metrics.evaluation import Evaluation
 from effnet_jax.report.page import REPORT, make_page, write_page
 from effnet_jax.train.commands import example_image
@@ -93,15 +92,7 @@ def make_report(run: str, overrides: Sequence[str] = (), *, batch_size: int = 64
 
 def _open(config: Mapping[str, Any], splits: Sequence[str], class_names: Sequence[str]) -> dict[str, Source]:
     """Opens the splits of a run."""
-    data = config["data"]
-    try:
-        dataset = open_dataset(data, [str(data[split]) for split in splits], class_names=class_names)
-        sources = {split: dataset.split(str(data[split])) for split in splits}
-    except DataError as error:
-        raise DataError(
-            f"{error} (the run's data is {data['name']!r}: where it has moved, give --config.data.name=PLACE; a "
-            "relative path begins at the folder that the training was started in)"
-        ) from None
+    sources = open_splits(config["data"], splits, class_names)
     if not set(HELD_BACK) & set(sources):
         raise DataError("the run has neither a validation nor a test split, so that there is nothing to report on")
     return sources

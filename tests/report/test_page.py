@@ -124,8 +124,18 @@ def test_all_right_and_nothing_at_all_are_no_errors(tmp_path):
         text = page.make_page(
             made.story(rows=[], phases=[], advice=[]), page.Material({"weights": {"test": evaluation}}, sources, VIEW)
         )
-        assert b"Every answer is right" in text and b"Nothing was mistaken" in text
+        assert (b"Every answer is right" in text and b"Nothing was mistaken" in text) == bool(len(those))
+        assert text.count(b"No image of this split could be read") == (0 if len(those) else 2)
         assert not re.search(rb"\bnan\b", re.sub(rb'src="[^"]*"', b"", text))
+
+
+def test_where_no_test_image_could_be_read_the_page_is_about_validation(tmp_path):
+    sources = made.folder(tmp_path / "data", ("cat", "dog"))
+    unread = Evaluation(made.answers(np.zeros((0, 2)), np.zeros(0, int)), ("cat", "dog"), sources["test"], 1.0, [])
+    own = {"weights": {"validation": made.evaluation(sources["train"]), "test": unread}}
+    material = page.Material(own, {"validation": sources["train"], "test": sources["test"]}, VIEW)
+    text = page.make_page(made.story(), material).decode()
+    assert "8 validation images of 2 classes" in text and "No image of the test split could be read" in text
 
 
 @pytest.mark.parametrize("width", [400, 1400])
