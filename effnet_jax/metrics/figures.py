@@ -110,7 +110,10 @@ def figures(answers: Answers) -> Figures:
     hits = np.bincount(label[answers.correct], minlength=classes)
     recall = _share(hits, support)[support > 0]
     balanced = float(recall.mean()) if len(recall) else math.nan
-    spread = _SURE * math.sqrt(float(np.sum(recall * (1 - recall) / support[support > 0]))) / max(len(recall), 1)
+    # Half a hit and half a miss more (Jeffreys): few images, all right, would seem certain.
+    likely = (hits + 0.5) / (support + 1)
+    variance = (likely * (1 - likely) / (support + 1))[support > 0]
+    spread = _SURE * math.sqrt(float(variance.sum())) / max(len(recall), 1)
     loss = float(answers.loss.mean(dtype=np.float64)) if count else math.nan
     error = _SURE * float(answers.loss.std(dtype=np.float64)) / math.sqrt(count) if count else math.nan
     correct, top5 = int(answers.correct.sum()), int(among.sum())

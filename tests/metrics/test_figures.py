@@ -140,6 +140,19 @@ def test_intervals():
     assert all(math.isnan(side) for side in wilson(0, 0))
 
 
+def test_few_images_that_are_all_right_are_not_certain():
+    """The mean of recalls is about as sure as the share of all images where classes are of one size."""
+    for each, low in ((5, 0.74), (500, 0.99)):
+        labels = np.repeat([0, 1], each)
+        found = figures(_answers(np.eye(2, dtype=np.float32)[labels], labels, classes=2))
+        assert found.balanced == 1 and low < found.balanced_interval[0] < 0.999 and found.balanced_interval[1] == 1
+    random = np.random.default_rng(0)
+    labels = np.arange(2000) % 4
+    answers = np.where(random.random(2000) < 0.8, labels, (labels + 1) % 4)
+    found = figures(_answers(np.eye(4, dtype=np.float32)[answers], labels, classes=4))
+    assert found.balanced_interval == pytest.approx(found.top1_interval, abs=1e-3)
+
+
 def test_nothing_answered_is_no_error():
     found = figures(_answers(np.zeros((0, 3), np.float32), np.zeros(0, int), classes=3))
     told = found.as_json(["a", "b", "c"])
