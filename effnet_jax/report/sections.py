@@ -83,6 +83,9 @@ def figures(evaluations: Mapping[str, Evaluations], shown: str) -> Html:
         why = "No image of the test split could be read" if unread else "This run has no test split"
         sentence = f"{why}: what follows is about the validation split, which settings may have been chosen by."
     drawn = table(heads, rows, label="figures of all splits", numbers=range(2, 8))
+    temperatures = [(split, of.temperature) for splits in evaluations.values() for split, of in splits.items()]
+    if ("validation", 1.0) in temperatures and any(value != 1.0 for _, value in temperatures):
+        sentence += " Loss and ECE of the validation split are without the temperature, which was fitted on it."
     return section("figures", "Figures", drawn, tag("p", sentence))
 
 

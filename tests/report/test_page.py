@@ -11,7 +11,7 @@ from PIL import Image
 from effnet_jax.data.sources.base import ArraySource
 from effnet_jax.data.view import EvaluationView
 from effnet_jax.metrics.evaluation import Evaluation
-from effnet_jax.report import page
+from effnet_jax.report import page, sections
 from effnet_jax.report.story import TrainingViews
 from tests.browser import chromium
 from tests.report import made
@@ -114,6 +114,15 @@ def test_without_a_test_split_the_page_is_about_validation(tmp_path):
     assert (
         "about the validation split, which settings may have been chosen by" in text and "validation images of" in text
     )
+
+
+def test_figures_say_where_the_temperature_is_left_out(tmp_path):
+    """The validation split is asked before its temperature is known; a page that is made anew knows it."""
+    sources = made.folder(tmp_path / "data", ("cat", "dog"))
+    own = {"validation": made.evaluation(sources["train"]), "test": made.evaluation(sources["test"], temperature=0.8)}
+    anew = {**own, "validation": made.evaluation(sources["train"], temperature=0.8)}
+    drawn = [str(sections.figures({"weights": of}, "test")) for of in (own, anew)]
+    assert ["without the temperature, which was fitted on it" in text for text in drawn] == [True, False]
 
 
 def test_all_right_and_nothing_at_all_are_no_errors(tmp_path):
