@@ -67,9 +67,12 @@ def read_story(folder: epath.Path, image: str = "") -> Story:
         summary=summary,
         rows=rows,
         phases=_phases(config, summary),
-        advice=advise(config, rows, len(summary.get("class_names") or ()) or config.num_classes),
+        advice=[
+            *advise(config, rows, len(summary.get("class_names") or ()) or config.num_classes),
+            *([f"{better.words}: a command below exports the weights that did best."] if better else []),
+        ],
         commands=_commands(place, image, "test" if "test" in summary["images"] else "validation", better),
-        provenance=_provenance(place, summary),
+        provenance=_provenance(place, config, summary),
         files=[name for name in _LINKED if (folder / name).exists()],
     )
 
@@ -192,15 +195,17 @@ def _commands(folder: epath.Path, image: str, split: str, better: Better | None)
     ]
 
 
-def _provenance(folder: epath.Path, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _provenance(folder: epath.Path, config: Mapping[str, Any], summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     source = summary.get("weights_source") or {}
-    parent = source.get("name") or source.get("run") or ""
+    began = source.get("name") or source.get("run") or config["weights"]
+    if summary.get("weights_source") is None:
+        began = "random values"
     images = ", ".join(f"{count:,} {split}" for split, count in (summary.get("images") or {}).items())
     seconds = summary.get("seconds")
     told = [
         ("run dir", str(folder)),
         ("images", images),
-        ("weights began as", str(parent) if source else "random values"),
+        ("weights began as", str(began)),
         *((f"sha256 of {name}", str(value)) for name, value in _hashes(source)),
         ("took", duration(seconds) if isinstance(seconds, int | float) and math.isfinite(seconds) else ""),
         ("steps", f"{summary['steps']:,}" if "steps" in summary else ""),

@@ -86,12 +86,23 @@ def finished(tmp_path):
 
 
 def test_an_earlier_checkpoint_that_was_better_is_named_with_the_command_that_exports_it(finished):
-    commands = read_story(files.as_path(finished)).commands
-    what, command = next(one for one in commands if "best" in one[0])
+    story = read_story(files.as_path(finished))
+    what, command = next(one for one in story.commands if "best" in one[0])
+    assert "the best validation accuracy was 84.2 %" in story.advice[-1]
     assert "the best validation accuracy was 84.2 % after epoch 2, the last 82.5 %" in what
     assert command.endswith(f"-m effnet_jax.export {finished} {finished}-best --step best")
     (finished / "checkpoints" / "2").rmdir()
     assert not [what for what, _ in read_story(files.as_path(finished)).commands if "best" in what]
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [(None, "random values"), ({}, "w"), ({"sha256": "ab"}, "w"), ({"name": "lite0", "sha256": "ab"}, "lite0")],
+)
+def test_weights_that_say_nothing_of_their_origin_were_not_random(finished, source, words):
+    summary = json.loads((finished / "summary.json").read_text())
+    (finished / "summary.json").write_text(json.dumps({**summary, "weights_source": source}))
+    assert dict(read_story(files.as_path(finished)).provenance)["weights began as"] == words
 
 
 def test_a_run_dir_that_is_the_current_folder_has_a_name(finished, monkeypatch):
