@@ -127,6 +127,7 @@ def evaluate_source(
 
     Raises:
       DataError: data of other classes, or an image that cannot be read.
+      WeightsError: answers that are no numbers.
     """
     classes = match_classes(metadata, source.class_names, source.name)
     partition = make_partition("pjit", None)
@@ -150,6 +151,12 @@ def evaluate_source(
     if not len(answers):
         first = skipped[0]["error"] if skipped else "it is empty"
         raise DataError(f"no image of {source.name} can be read, so that there is nothing to measure: {first}")
+    if len(broken := answers.index[~np.isfinite(answers.loss)]):
+        raise WeightsError(
+            f"the answers to {len(broken):,} of {len(answers):,} images of {source.name} are no numbers, to "
+            f"{source.example_id(int(broken[0]))} first: the weights hold values that are not finite or far too large: "
+            "take others, such as those of an earlier checkpoint"
+        )
     names = metadata.class_names or tuple(source.class_names)
     return Evaluation(answers, names, source, metadata.temperature, skipped)
 

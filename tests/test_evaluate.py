@@ -139,6 +139,14 @@ def test_a_name_of_the_hub_is_no_path():
     assert evaluate.find_target("hf://timm/tf_efficientnet_b0.ns_jft_in1k")[1] is None
 
 
+def test_weights_whose_answers_are_no_numbers(images, tmp_path, monkeypatch, capsys):
+    values = synthetic.variables("lite0", num_classes=3)
+    values["params"]["classifier"]["bias"][1] = np.nan
+    write_weights(tmp_path / "broken", values, Metadata("lite0", "lite", "lite", "frac", 48, 3, CLASSES))
+    with pytest.raises(WeightsError, match=r"answers to 21 of 21 images of .* are no numbers, to .*jpg first"):
+        _run(monkeypatch, capsys, tmp_path / "broken", f"--config.data.name={images}")
+
+
 def test_an_unfinished_run(tmp_path, monkeypatch, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}")
