@@ -9,6 +9,7 @@ frequent confusions.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -19,21 +20,24 @@ from ml_collections import ConfigDict, config_flags
 
 from effnet_jax import files, hosts
 from effnet_jax.data.loader import BadImages, eval_batches
-from effnet_jax.data.sources import open_dataset
-from effnet_jax.data.sources.base import Source
-from effnet_jax.errors import ConfigError, WeightsError, nearest, run_command
+from effnet_jax.data.sources import ROLES, open_dataset
+from effnet_jax.data.sources.base import Source, expand
+from effnet_jax.errors import ConfigError, DataError, WeightsError, nearest, run_command
 from effnet_jax.metrics.answers import gather_answers, make_answer_step
-from effnet_jax.metrics.asking import answer_rows
+from effnet_jax.metrics.asking import answer_rows, skipped_by_all
 from effnet_jax.metrics.classes import match_classes
 from effnet_jax.metrics.evaluation import Evaluation
-from effnet_jax.metrics.figures import confusion_matrix
+from effnet_jax.train.compiling import keep_for_next_time
 from effnet_jax.train.config import default_config, flat, plain
 from effnet_jax.train.rundir.workdir import CONFIG, read_run_json
 from effnet_jax.train.screen import Counting
 from effnet_jax.train.step.partition import make_partition
 from effnet_jax.train.step.steps import make_logits
+from effnet_jax.weights.hub import HUB
 from effnet_jax.weights.metadata import METADATA_FILE, Metadata
 from effnet_jax.weights.store import load_weights
+
+_PICTURES = ("confusions.png", "reliability.png")
 
 
 def evaluate(
@@ -62,12 +66,42 @@ def evaluate(
     if not metadata.num_classes:
         raise WeightsError(f"{weights} has no classifier, so that there is nothing to measure: train one first")
     data = config["data"]
-    expression = str(data[split] or split) if split in ("train", "validation", "test") else split
-    dataset = open_dataset(data, [expression], class_names=metadata.class_names)
-    source = dataset.split(expression)
+    source = open_splits(data, [split], metadata.class_names)[split]
     return evaluate_source(
         model, variables, metadata, source, batch_size=batch_size, workers=data["workers"], tell=tell
     )
+
+
+def open_splits(data: Any, splits: Sequence[str], class_names: Sequence[str]) -> dict[str, Source]:
+    """Opens splits of the data of a run, or of other data.
+
+    Args:
+      data: of a config.
+      splits: `"train"`, `"validation"`, `"test"`, or split expressions.
+      class_names: an order of the classes that is kept where they are the same.
+
+    Returns:
+      A source for each of them.
+
+    Raises:
+      DataError: no such data or split.
+    """
+    name, given = str(data["name"]), [role for role in ROLES if data[role]]
+    for split in splits:
+        if split in ROLES and split not in given:
+            others = " or ".join(f"--split={role}" for role in reversed(given))
+            raise DataError(f"there is no {split} split, since data.{split} is '': take {others or 'an expression'}")
+    expressions = {split: str(data[split]) if split in ROLES else split for split in splits}
+    try:
+        dataset = open_dataset(data, list(expressions.values()), class_names=class_names)
+        return {split: dataset.split(expression) for split, expression in expressions.items()}
+    except DataError as error:
+        if os.path.exists(expand(name)):
+            raise
+        raise DataError(
+            f"{error} (the data is {name!r}: where it has moved, give --config.data.name=PLACE; a relative path begins "
+            "at the folder that the training was started in)"
+        ) from None
 
 
 def evaluate_source(
@@ -93,11 +127,12 @@ def evaluate_source(
 
     Raises:
       DataError: data of other classes, or an image that cannot be read.
+      WeightsError: answers that are no numbers.
     """
     classes = match_classes(metadata, source.class_names, source.name)
     partition = make_partition("pjit", None)
     size = -(-batch_size // partition.mesh.size) * partition.mesh.size
-    skipped: BadImages = []
+    skipped: BadImages = [*source.left_out]
     batches = eval_batches(
         source,
         batch_size=size,
@@ -112,7 +147,16 @@ def evaluate_source(
     step = partition.compile_rows(make_answer_step(make_logits(model, resolution=metadata.resolution)))
     values = (partition.place_state(variables), np.float32(metadata.temperature))
     rows = answer_rows(step, values, batches, partition.place_batch, classes, lambda done: tell(done, len(source)))
-    answers = gather_answers(rows, metadata.num_classes)
+    answers, skipped = gather_answers(rows, metadata.num_classes), skipped_by_all(skipped)
+    if not len(answers):
+        first = skipped[0]["error"] if skipped else "it is empty"
+        raise DataError(f"no image of {source.name} can be read, so that there is nothing to measure: {first}")
+    if len(broken := answers.index[~np.isfinite(answers.loss)]):
+        raise WeightsError(
+            f"the answers to {len(broken):,} of {len(answers):,} images of {source.name} are no numbers, to "
+            f"{source.example_id(int(broken[0]))} first: the weights hold values that are not finite or far too large: "
+            "take others, such as those of an earlier checkpoint"
+        )
     names = metadata.class_names or tuple(source.class_names)
     return Evaluation(answers, names, source, metadata.temperature, skipped)
 
@@ -123,8 +167,10 @@ def find_target(target: str) -> tuple[str, dict[str, Any] | None]:
     Raises:
       WeightsError: the run is not finished.
     """
-    folder = files.as_path(target) if "/" in target or files.as_path(target).exists() else None
-    if folder is None or not (folder / CONFIG).exists() or (folder / METADATA_FILE).exists():
+    if target.startswith(HUB):  # a name
+        return target, None
+    folder = files.as_path(target)
+    if not (folder / CONFIG).exists() or (folder / METADATA_FILE).exists():
         return target, None
     if not (folder / "weights" / METADATA_FILE).exists():
         raise WeightsError(
@@ -143,8 +189,12 @@ def data_config(run: dict[str, Any] | None, overrides: Sequence[str], recipe: st
       recipe: `FILE[:ARGUMENT]` or the name of a recipe; wins over the run's.
 
     Raises:
-      ConfigError: a key that does not exist, or a value that cannot be read.
+      ConfigError: a key that does not exist or is not of the data, or a value that cannot be read.
     """
+    for argument in overrides:
+        key = argument.partition("=")[0]
+        if not key.startswith("--config.data."):
+            raise ConfigError(f"{key}: there is no such flag or key: only --config.data.KEY=VALUE can be given here")
     if recipe:
         from effnet_jax.train.__main__ import parse_command
 
@@ -154,11 +204,10 @@ def data_config(run: dict[str, Any] | None, overrides: Sequence[str], recipe: st
         for key, value in run["data"].items():
             if key in base.data:
                 base.data[key] = value
-    known = [key for key, _ in flat(plain(base))]
+    known = [key for key, _ in flat(plain(base)) if key.startswith("data.")]
     for argument in overrides:
-        key = argument.removeprefix("--config.").partition("=")[0]
-        if not argument.startswith("--config.") or key not in known:
-            raise ConfigError(f"{argument.partition('=')[0]}: there is no such flag or key: {nearest(key, known)}")
+        if (key := argument.removeprefix("--config.").partition("=")[0]) not in known:
+            raise ConfigError(f"--config.{key}: there is no such key: {nearest(key, known)}")
     values = flags.FlagValues()
     config_flags.DEFINE_config_dict("config", ConfigDict(base), flag_values=values)
     try:
@@ -193,18 +242,35 @@ def main() -> int:
     weights, run = find_target(options.target)
     config = data_config(run, others, options.config)
     hosts.join(options.coordinator, options.processes, options.process)
+    keep_for_next_time()
     counting = Counting("evaluating")
-    evaluation = evaluate(
-        weights,
-        config,
-        split=options.split,
-        batch_size=options.batch_size,
-        dtype=options.dtype,
-        tell=lambda done, total: counting(done),
-    )
-    if not hosts.is_first():
-        return 0
-    print("\n".join(evaluation.words()))
+    with hosts.watch():  # what ends one process ends all
+        with hosts.agree("the outputs can be written"):
+            if hosts.is_first():
+                for path in _outputs(options):
+                    files.check_writable(path)
+        evaluation = evaluate(
+            weights,
+            config,
+            split=options.split,
+            batch_size=options.batch_size,
+            dtype=options.dtype,
+            tell=lambda done, total: counting(done),
+        )
+        if hosts.is_first():
+            print("\n".join(evaluation.words()))
+            _write(evaluation, options)
+    return 0
+
+
+def _outputs(options: argparse.Namespace) -> list[files.AnyPath]:
+    """The files that are asked for."""
+    drawn = [files.as_path(options.pictures) / name for name in _PICTURES] if options.pictures else []
+    return [*filter(None, (options.json, options.csv)), *drawn]
+
+
+def _write(evaluation: Evaluation, options: argparse.Namespace) -> None:
+    """Writes the files that are asked for."""
     if options.json:
         files.write_json(options.json, evaluation.as_json())
     if options.csv:
@@ -212,14 +278,11 @@ def main() -> int:
     if options.pictures:
         from effnet_jax.metrics.pictures import draw_confusions, draw_reliability
 
-        folder = files.as_path(options.pictures)
-        files.make_folder(folder)
-        matrix = confusion_matrix(evaluation.answers)
-        files.write_bytes(folder / "confusions.png", draw_confusions(matrix, evaluation.class_names))
-        files.write_bytes(folder / "reliability.png", draw_reliability(evaluation.figures.reliability))
+        confused, reliable = (files.as_path(options.pictures) / name for name in _PICTURES)
+        files.write_bytes(confused, draw_confusions(evaluation.answers, evaluation.class_names))
+        files.write_bytes(reliable, draw_reliability(evaluation.figures.reliability))
     for name in filter(None, (options.json, options.csv, options.pictures)):
         print(f"wrote {name}", file=sys.stderr)
-    return 0
 
 
 if __name__ == "__main__":

@@ -273,6 +273,25 @@ def write_bytes(path: AnyPath, data: bytes) -> None:
         partial.write_bytes(data)
 
 
+def check_writable(path: AnyPath) -> None:
+    """Makes the folder of a file, and finds out before the work that the file could not be written.
+
+    Raises:
+      PathError: it is a folder, or its folder cannot be made or written to. A bucket refuses when it is written to.
+    """
+    place = as_path(path)
+    if not is_local(place):
+        return
+    if place.is_dir():
+        raise PathError(f"{path} is a folder: name a file")
+    try:
+        make_folder(place.parent)
+    except OSError as error:
+        raise PathError(f"{path} cannot be written: {place.parent} cannot be made ({error.strerror})") from None
+    if not os.access(place.parent, os.W_OK | os.X_OK):
+        raise PathError(f"{path} cannot be written: {place.parent} may not be written to")
+
+
 @contextlib.contextmanager
 def new_file(path: AnyPath) -> Iterator[Path]:
     """Gives a place beside a file on a disk to write it to: it comes into its own place whole, or not at all."""

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -77,18 +78,49 @@ def start(
         command = [sys.executable, "-m", "effnet_jax.train", f"--config={recipe}", f"--workdir={workdir}", *own]
         if processes > 1:
             command += [f"--coordinator=localhost:{port}", f"--processes={processes}", f"--process={number}"]
-        output = folder / f"process{number}.{port}.log"
-        with open(output, "w") as file:
-            process = subprocess.Popen(
+        started.append(
+            start_command(
                 command,
-                env=environment(devices) | (environments or {}).get(number, {}),
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                cwd=(folders or {}).get(number, folder),
-                process_group=0 if group else None,
+                folder,
+                devices=devices,
+                cwd=(folders or {}).get(number),
+                variables=(environments or {}).get(number, {}),
+                group=group,
             )
-        started.append(Process(process, output))
+        )
     return started
+
+
+def start_command(
+    command: list[str],
+    folder: Path,
+    *,
+    devices: int = 1,
+    cwd: Path | None = None,
+    variables: dict[str, str] | None = None,
+    group: bool = False,
+) -> Process:
+    """Starts one process.
+
+    Args:
+      command: with its arguments.
+      folder: where it runs, unless in `cwd`, and where the file is that it prints to.
+      devices: that it has.
+      cwd: where it runs instead.
+      variables: what it has besides in its environment.
+      group: whether it is the leader of a process group.
+    """
+    output = folder / f"process.{uuid.uuid4().hex[:8]}.log"
+    with open(output, "w") as file:
+        process = subprocess.Popen(
+            command,
+            env=environment(devices) | (variables or {}),
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            cwd=cwd or folder,
+            process_group=0 if group else None,
+        )
+    return Process(process, output)
 
 
 def finish(started: list[Process], timeout: float = 600) -> list[int]:

@@ -11,7 +11,7 @@ import pytest
 from sklearn import metrics
 
 from effnet_jax import evaluate, load_classifier
-from effnet_jax.errors import ConfigError, DataError, EffnetError, WeightsError
+from effnet_jax.errors import ConfigError, DataError, EffnetError, PathError, WeightsError
 from effnet_jax.weights.metadata import Metadata
 from effnet_jax.weights.store import write_weights
 from tests import synthetic
@@ -83,8 +83,15 @@ def test_a_damaged_image_is_an_error_or_is_skipped(weights, images, monkeypatch,
     [
         (["--config.data.nam=x"], ConfigError, "did you mean 'data.name'"),
         (["--splt=test"], ConfigError, "no such flag or key"),
+        (["--config.resolution=64"], ConfigError, r"only --config\.data\.KEY=VALUE can be given here"),
         (["--config.data.name="], DataError, "data.name is empty"),
-        (["--config.data.name=/nowhere/at/all"], DataError, "no such file or folder"),
+        (
+            ["--config.data.name=x", "--config.data.test="],
+            DataError,
+            "no test split, .*--split=validation or",
+        ),
+        (["--dtype=bf16"], ConfigError, "did you mean"),
+        (["--config.data.name=/nowhere/at/all"], DataError, "no such file or folder.*--config.data.name=PLACE"),
     ],
 )
 def test_mistakes(weights, arguments, error, words, monkeypatch, capsys):
@@ -102,6 +109,42 @@ def test_weights_without_a_classifier_and_data_of_other_classes(weights, image_f
     other = image_folder(classes=("cat", "dgo"), per_class={"test": 1}, name="other")
     with pytest.raises(DataError, match="'dgo'.*near 'dgo': 'dog'"):
         _run(monkeypatch, capsys, weights, f"--config.data.name={other}")
+
+
+def test_an_output_that_cannot_be_written_is_told_before_the_evaluation(weights, images, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    for flag, words in (("json", "is a folder"), ("csv", r"file cannot be made \(File exists\)")):
+        place = tmp_path if flag == "json" else tmp_path / "file" / "rows.csv"
+        with pytest.raises(PathError, match=words):
+            _run(monkeypatch, capsys, weights, f"--config.data.name={images}", f"--{flag}={place}")
+        assert "images of" not in capsys.readouterr().out
+    _run(monkeypatch, capsys, weights, f"--config.data.name={images}", f"--json={tmp_path}/new/folder/f.json")
+    assert json.loads((tmp_path / "new" / "folder" / "f.json").read_text())["count"] == 21
+
+
+def test_what_could_not_be_read_is_counted(weights, image_folder, monkeypatch, capsys):
+    """Small images are decoded when the set is opened, photographs when they are asked for."""
+    small = image_folder(classes=CLASSES, per_class={"test": 2}, size=(32, 32), vary=False, name="small")
+    flags = [f"--config.data.name={small}", "--config.data.on_bad_image=skip"]
+    files = sorted((small / "test").rglob("*.jpg"))
+    files[0].write_bytes(b"no image")
+    assert "skipped 1 images that cannot be read" in _run(monkeypatch, capsys, weights, *flags)
+    for file in files:
+        file.write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"no image of .* can be read, so that there is nothing to measure: .*jpg"):
+        _run(monkeypatch, capsys, weights, *flags)
+
+
+def test_a_name_of_the_hub_is_no_path():
+    assert evaluate.find_target("hf://timm/tf_efficientnet_b0.ns_jft_in1k")[1] is None
+
+
+def test_weights_whose_answers_are_no_numbers(images, tmp_path, monkeypatch, capsys):
+    values = synthetic.variables("lite0", num_classes=3)
+    values["params"]["classifier"]["bias"][1] = np.nan
+    write_weights(tmp_path / "broken", values, Metadata("lite0", "lite", "lite", "frac", 48, 3, CLASSES))
+    with pytest.raises(WeightsError, match=r"answers to 21 of 21 images of .* are no numbers, to .*jpg first"):
+        _run(monkeypatch, capsys, tmp_path / "broken", f"--config.data.name={images}")
 
 
 def test_an_unfinished_run(tmp_path, monkeypatch, capsys):

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from effnet_jax.data.loader import Batches, prefetch
+from effnet_jax import hosts
+from effnet_jax.data.loader import BadImages, Batches, prefetch
 
 _AHEAD = 4  # batches that the devices may have waiting
 
@@ -48,3 +49,13 @@ def answer_rows(
                 yield jax.device_get(waiting.popleft())
         while waiting:
             yield jax.device_get(waiting.popleft())
+
+
+def skipped_by_all(met: BadImages) -> BadImages:
+    """Returns the images that any of the processes could not read, each once. All of them call it together.
+
+    Args:
+      met: those of this process, which answers only a part of each batch.
+    """
+    entries = (entry for of in hosts.gather("images that could not be read", met) for entry in of)
+    return list({entry["id"]: entry for entry in entries}.values())

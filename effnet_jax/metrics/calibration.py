@@ -36,12 +36,14 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -
     """Sorts examples into bins of equal width by their confidence.
 
     Args:
-      confidence: probability of the likeliest class, [N] in 0..1.
+      confidence: probability of the likeliest class, [N] in 0..1; what is no number is left out.
       correct: whether it was the right one, bool [N].
       bins: how many.
 
     Source: Guo, Pleiss, Sun and Weinberger, On Calibration of Modern Neural Networks (2017).
     """
+    known = np.isfinite(confidence)
+    confidence, correct = np.asarray(confidence)[known], np.asarray(correct)[known]
     edges = np.linspace(0.0, 1.0, bins + 1)
     # A bin holds its upper edge, as in the paper.
     place = np.clip(np.ceil(np.asarray(confidence, np.float64) * bins).astype(int) - 1, 0, bins - 1)
@@ -81,9 +83,9 @@ def fit_temperature(tempered: np.ndarray, count: int) -> Temperature | None:
       count: of examples.
 
     Returns:
-      None where there are too few examples for two halves, or the losses are no numbers.
+      None where one of the halves has no example, or the losses are no numbers.
     """
-    if count < 2 or not np.isfinite(tempered).all():
+    if not tempered.any(1).all() or not np.isfinite(tempered).all():
         return None
     best = _lowest(tempered.sum(0))
     elsewhere = sum(_at(tempered[half], _lowest(tempered[1 - half])) for half in (0, 1))

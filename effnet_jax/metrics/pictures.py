@@ -6,31 +6,37 @@ from typing import Any
 
 import numpy as np
 
+from effnet_jax.metrics.answers import Answers
 from effnet_jax.metrics.calibration import Reliability
+from effnet_jax.metrics.figures import confusion_matrix
 
 _NAMED = 120  # classes whose names are written along the axes
+_CELLS = 1500  # along a side, at most
 
 
-def draw_confusions(matrix: np.ndarray, class_names: Sequence[str]) -> bytes:
+def draw_confusions(answers: Answers, class_names: Sequence[str]) -> bytes:
     """Draws which classes are taken for which, as shares of each right class.
 
     Args:
-      matrix: counts by right class (rows) and answer (columns), [classes, classes].
-      class_names: of them.
+      answers: of a model. Where its classes are more than a picture has room for, neighbours share a cell.
+      class_names: of the model.
     """
+    fold = -(-answers.classes // _CELLS)
+    matrix = confusion_matrix(answers, fold)
     count = len(matrix)
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     named = count <= _NAMED
+    together = f" (by {fold} classes)" if fold > 1 else ""
     side = float(np.clip(0.14 * count + 2, 5, 16))
     figure, axes = _figure(side, side)
     # The square root shows a confusion of 1 % beside a diagonal of 90 %.
     image = axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    axes.set_xlabel("answer")
-    axes.set_ylabel("right class")
+    axes.set_xlabel(f"answer{together}")
+    axes.set_ylabel(f"right class{together}")
     if named:
         size = float(np.clip(500 / max(count, 1), 4.5, 9))
-        axes.set_xticks(range(count), class_names, rotation=90, fontsize=size)
-        axes.set_yticks(range(count), class_names, fontsize=size)
+        axes.set_xticks(range(count), class_names, rotation=90, fontsize=size, parse_math=False)
+        axes.set_yticks(range(count), class_names, fontsize=size, parse_math=False)  # a $ in a name is a dollar
     if count <= 20:
         for row in range(count):
             for column in range(count):

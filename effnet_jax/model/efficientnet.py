@@ -283,7 +283,7 @@ def create_model(
         raise ConfigError(f"there is no pooling {pooling!r}: {nearest(pooling, POOLINGS)}")
     if include_top and pooling == "none":
         raise ConfigError("a classifier needs pooled features: pooling='none' goes with include_top=False")
-    if str(jnp.dtype(dtype)) not in DTYPES:
+    if _name_of(dtype) not in DTYPES:
         raise ConfigError(f"dtype={dtype!r}: {nearest(str(dtype), DTYPES)} (float16 overflows in these networks)")
     if include_top and num_classes < 1:
         raise ConfigError(f"num_classes={num_classes}: a classifier needs at least 1; include_top=False has none")
@@ -312,6 +312,13 @@ def create_model(
         lowering=lowering,
         folded=folded,
     )
+
+
+def _name_of(dtype: Any) -> str:
+    try:
+        return str(jnp.dtype(dtype))
+    except TypeError:  # a word that means none
+        return str(dtype)
 
 
 def _includes(units: Units, unit: str) -> bool:

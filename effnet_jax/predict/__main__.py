@@ -31,7 +31,7 @@ from effnet_jax.predict.inputs import find_images
 from effnet_jax.predict.outputs import UNKNOWN, TextOutput, Told, text_kind
 from effnet_jax.predict.settings import check_same, keep_about, listing_identity, read_about, weights_identity
 from effnet_jax.predict.stream import Result
-from effnet_jax.train.compiling import keep_programs
+from effnet_jax.train.compiling import keep_for_next_time
 
 _SHOWN_FROM = 17  # images from which a terminal gets a progress bar
 
@@ -46,8 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     images = find_images(options.images, unread)
     if unread.words():
         print(unread.words(), file=sys.stderr)
-    if (warning := keep_programs("")).startswith("warning"):
-        print(warning, file=sys.stderr)
+    keep_for_next_time()
     load: Any = load_features if options.features else load_classifier
     model: Classifier | FeatureExtractor = load(
         options.weights,

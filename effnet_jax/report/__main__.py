@@ -8,24 +8,28 @@ and the test split; the page tells of them what `report.html` at the end of a tr
 """
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from etils import epath
+
 from effnet_jax import files
-from effnet_jax.data.sources import open_dataset
 from effnet_jax.data.sources.base import Source, typical_side
 from effnet_jax.errors import DataError, run_command
-from effnet_jax.evaluate import data_config, evaluate_source
+from effnet_jax.evaluate import data_config, evaluate_source, open_splits
 from effnet_jax.metrics.evaluation import Evaluation
 from effnet_jax.report.page import REPORT, make_page, write_page
 from effnet_jax.train.commands import example_image
+from effnet_jax.train.compiling import keep_for_next_time
 from effnet_jax.train.config import check_config
 from effnet_jax.train.config.differences import with_defaults
 from effnet_jax.train.judging import HELD_BACK
 from effnet_jax.train.phases import make_phases
 from effnet_jax.train.reporting import material_of
 from effnet_jax.train.rundir.export import WEIGHTS, WEIGHTS_EMA
+from effnet_jax.train.rundir.identity import describe_run, identity_changes, read_identity
 from effnet_jax.train.rundir.workdir import CONFIG, read_run_json
 from effnet_jax.train.screen import Counting
 from effnet_jax.train.story import read_story
@@ -44,7 +48,7 @@ def make_report(run: str, overrides: Sequence[str] = (), *, batch_size: int = 64
 
     Raises:
       RunError: no run dir, or a run that is not finished.
-      DataError: the data is not where it was, or not what it was.
+      DataError: the data is not where it was, or has other classes.
       ConfigError: an unknown key in `overrides`.
     """
     folder = files.as_path(run)
@@ -52,6 +56,10 @@ def make_report(run: str, overrides: Sequence[str] = (), *, batch_size: int = 64
     config = with_defaults(read_run_json(folder / CONFIG))
     config["data"] = {**config["data"], **data_config(config, overrides).data}
     sources = _open(config, list(summary["images"]), summary["class_names"])
+    changes = _changes(folder, config, sources)
+    counts = {split: len(source) for split, source in sources.items()}
+    train = sources["train"]
+    phases = make_phases(check_config(config), counts, None, typical_side(train), train)
     evaluations: dict[str, dict[str, Evaluation]] = {}
     counting = Counting("evaluating")
     for name in (WEIGHTS, WEIGHTS_EMA):
@@ -71,10 +79,9 @@ def make_report(run: str, overrides: Sequence[str] = (), *, batch_size: int = 64
                 )
         if name == WEIGHTS:
             own = metadata
-    counts = {split: len(source) for split, source in sources.items()}
-    train = sources["train"]
-    phases = make_phases(check_config(config), counts, None, typical_side(train), train)
     story = read_story(folder, example_image(sources.get("test") or train))
+    if changes:
+        story = dataclasses.replace(story, provenance=[*story.provenance, ("data since the run", "; ".join(changes))])
     return make_page(
         story,
         material_of(config, evaluations, sources, phases[-1], own),
@@ -85,18 +92,23 @@ def make_report(run: str, overrides: Sequence[str] = (), *, batch_size: int = 64
 
 def _open(config: Mapping[str, Any], splits: Sequence[str], class_names: Sequence[str]) -> dict[str, Source]:
     """Opens the splits of a run."""
-    data = config["data"]
-    try:
-        dataset = open_dataset(data, [str(data[split]) for split in splits], class_names=class_names)
-        sources = {split: dataset.split(str(data[split])) for split in splits}
-    except DataError as error:
-        raise DataError(
-            f"{error} (the run's data is {data['name']!r}: where it has moved, give --config.data.name=PLACE; a "
-            "relative path begins at the folder that the training was started in)"
-        ) from None
+    sources = open_splits(config["data"], splits, class_names)
     if not set(HELD_BACK) & set(sources):
         raise DataError("the run has neither a validation nor a test split, so that there is nothing to report on")
     return sources
+
+
+def _changes(folder: epath.Path, config: Mapping[str, Any], sources: Mapping[str, Source]) -> list[str]:
+    """Returns, and tells, in what the data differs from that of the run."""
+    began = read_identity(folder)
+    if began is None:  # of a version that wrote nothing about it
+        return []
+    now = describe_run(sources, config["data"]["name"], None) | {"weights": began.get("weights")}
+    changes = identity_changes(began, now)
+    if changes:
+        listed = "\n  ".join(changes)
+        print(f"warning: the data has changed since {folder} was trained:\n  {listed}", file=sys.stderr)
+    return changes
 
 
 def main() -> int:
@@ -114,6 +126,9 @@ def main() -> int:
     if options.batch_size < 1:
         parser.error("--batch_size must be 1 or more")
     out = files.as_path(options.out) if options.out else files.as_path(options.run) / REPORT
+    if options.out or out.parent.is_dir():  # no folder is made for a run that is not there
+        files.check_writable(out)
+    keep_for_next_time()
     beside = files.absolute(out).parent == files.absolute(options.run)
     write_page(out, make_report(options.run, others, batch_size=options.batch_size, beside=beside))
     print(f"wrote {out}")

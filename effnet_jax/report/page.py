@@ -72,7 +72,8 @@ def make_page(
     """
     evaluations, sources = material.evaluations, material.sources
     own = next(iter(evaluations.values()))
-    split = "test" if "test" in own else next(iter(own))
+    answered = [name for name in ("test", "validation") if name in own and len(own[name].answers)]
+    split = answered[0] if answered else next(iter(own))
     evaluation = own[split]
     galleries = {name: Gallery(source) for name, source in sources.items()}
     if material.duplicates:

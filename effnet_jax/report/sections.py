@@ -19,6 +19,7 @@ from effnet_jax.report.twins import Twins
 
 CLASSES, CONFUSIONS = 1000, 40  # rows of tables, at most
 MISTAKES, SUSPECTS, TWINS, SEEN = 20, 20, 6, 10  # examples that are shown
+NOTHING = "No image of this split could be read."
 
 Evaluations = Mapping[str, Evaluation]
 
@@ -72,17 +73,19 @@ def figures(evaluations: Mapping[str, Evaluations], shown: str) -> Html:
                     share(found.top5, found.top5_interval),
                     share(found.balanced, found.balanced_interval),
                     f"{found.loss:.4f}" if found.count else "–",
-                    percent(found.reliability.ece, 2),
+                    percent(found.reliability.ece, 2) if found.count else "–",
                 ]
             )
     heads = ["split", "weights", "images", "top 1", "top 5", "balanced", "loss", "ECE"]
     sentence = f"What follows is about the {shown} split, which the weights were not trained on."
     if shown == "validation":
-        sentence = (
-            "This run has no test split: what follows is about the validation split, which settings may have been "
-            "chosen by."
-        )
+        unread = any("test" in splits for splits in evaluations.values())
+        why = "No image of the test split could be read" if unread else "This run has no test split"
+        sentence = f"{why}: what follows is about the validation split, which settings may have been chosen by."
     drawn = table(heads, rows, label="figures of all splits", numbers=range(2, 8))
+    temperatures = [(split, of.temperature) for splits in evaluations.values() for split, of in splits.items()]
+    if ("validation", 1.0) in temperatures and any(value != 1.0 for _, value in temperatures):
+        sentence += " Loss and ECE of the validation split are without the temperature, which was fitted on it."
     return section("figures", "Figures", drawn, tag("p", sentence))
 
 
@@ -173,7 +176,8 @@ def confusions(evaluation: Evaluation) -> Html:
     found, names = evaluation.figures, evaluation.class_names
     parts, drawn = [], []
     if not found.confusions:
-        return section("confusions", "Confusions", tag("p", "Nothing was mistaken for anything."))
+        words = "Nothing was mistaken for anything." if found.count else NOTHING
+        return section("confusions", "Confusions", tag("p", words))
     if len(names) <= DRAWN:
         words = (
             "Rows are right classes, columns answers; classes that are mistaken for each other stand together. "
@@ -211,7 +215,8 @@ def mistakes(evaluation: Evaluation, gallery: Gallery, root: str) -> Html:
     answers, names = evaluation.answers, evaluation.class_names
     rows = worst_mistakes(answers, MISTAKES)
     if not len(rows):
-        return section("mistakes", "Worst mistakes", tag("p", "Every answer is right."))
+        words = "Every answer is right." if len(answers) else NOTHING
+        return section("mistakes", "Worst mistakes", tag("p", words))
     shown = [_example(evaluation, gallery, row, root, f"label {names[answers.label[row]]}") for row in rows]
     words = f"The {len(rows)} of {int((~answers.correct).sum()):,} wrong answers with the highest loss."
     return section("mistakes", "Worst mistakes", tag("p", words), tag("div", *shown, class_="grid"))

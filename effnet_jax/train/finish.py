@@ -13,17 +13,16 @@ from effnet_jax.metrics.figures import percent
 from effnet_jax.report.page import REPORT
 from effnet_jax.train.cache.fill import sweep_caches
 from effnet_jax.train.commands import command, example_image
-from effnet_jax.train.judging import Judged
+from effnet_jax.train.judging import HELD_BACK, Judged
 from effnet_jax.train.meter import duration
 from effnet_jax.train.reporting import report_run
 from effnet_jax.train.run import Run, Standing
 from effnet_jax.train.rundir.attempts import provenance, read_attempts
-from effnet_jax.train.rundir.checkpoints import best_step
 from effnet_jax.train.rundir.export import WEIGHTS, trained_metadata, write_run_weights
-from effnet_jax.train.rundir.log import CURVES
+from effnet_jax.train.rundir.log import CURVES, read_rows
 from effnet_jax.train.rundir.skipped import SKIPPED
 from effnet_jax.train.rundir.workdir import SUMMARY
-from effnet_jax.train.story import EVALUATION
+from effnet_jax.train.story import EVALUATION, better_before
 
 
 def finish_run(run: Run, standing: Standing, judged: Mapping[str, Judged]) -> dict[str, Any]:
@@ -103,8 +102,13 @@ def figures(summary: Mapping[str, Any]) -> str:
 
 
 def finished_words(workdir: epath.Path, summary: Mapping[str, Any]) -> str:
-    """Says that a run was finished earlier."""
-    return f"{workdir} is finished: {figures(summary)}; see {workdir / SUMMARY}"
+    """Says that a run was finished earlier, and where its figures and its report are, or how it gets one."""
+    page, words = workdir / REPORT, f"{workdir} is finished: {figures(summary)}; see {workdir / SUMMARY}"
+    if page.exists():
+        return f"{words}\nreport: {page}"
+    if set(HELD_BACK) & summary["images"].keys():
+        return f"{words}\nIt has no report. This makes it: {command('report', workdir)}"
+    return words
 
 
 def closing_words(run: Run, summary: Mapping[str, Any], image: str, reported: bool) -> list[str]:
@@ -113,22 +117,10 @@ def closing_words(run: Run, summary: Mapping[str, Any], image: str, reported: bo
     lines = ["", *(f"after {phase['name']}: {figures(phase)}" for phase in summary["phases"])]
     if run.skipped.images:
         lines.append(f"skipped images: {run.skipped}, listed in {folder / SKIPPED}")
-    lines += better_before(run, int(summary["steps"]))
+    if hosts.is_first() and (better := better_before(folder, read_rows(folder), int(summary["steps"]))):
+        lines.append(f"{better.words}. Weights of the best: {better.command}")
     if reported:
         lines.append(f"report: {folder / REPORT}")
     lines.append(f"curves: {folder / CURVES}    figures: {folder / SUMMARY}    weights: {folder / WEIGHTS}")
     lines.append(f"took {duration(summary['seconds'])}. Classify an image:")
     return [*lines, f"  {command('predict', folder / WEIGHTS)} {shlex.quote(image) if image else 'IMAGE…'}"]
-
-
-def better_before(run: Run, last: int) -> list[str]:
-    """Says where an earlier checkpoint had a better validation accuracy, and the command that exports it."""
-    known = run.log.accuracies
-    best = best_step(run.checkpoints.saved_steps(), known) if hosts.is_first() else None
-    if best is None or last not in known or known[best] <= known[last]:
-        return []
-    export = command("export", run.workdir, f"{run.workdir}-best")
-    return [
-        f"the best validation accuracy was {percent(known[best])} after epoch {run.epoch_at(best):.0f}, the last "
-        f"{percent(known[last])}. Weights of the best: {export} --step best"
-    ]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from effnet_jax.metrics.answers import gather_answers, make_answer_step
-from effnet_jax.metrics.asking import answer_rows
+from effnet_jax.metrics.asking import answer_rows, skipped_by_all
 from effnet_jax.metrics.calibration import fit_temperature
 from effnet_jax.metrics.evaluation import Evaluation
 from effnet_jax.train.run import Run, Standing
@@ -70,4 +70,4 @@ def _ask(run: Run, step: Callable[..., Any], variables: Variables, split: str, t
     values = (variables, np.float32(temperature))
     rows = answer_rows(step, values, batches, run.partition.place_batch, tell=lambda done: run.tick())
     answers = gather_answers(rows, len(run.class_names))
-    return Evaluation(answers, run.class_names, source, temperature, run.skipped.met[split])
+    return Evaluation(answers, run.class_names, source, temperature, skipped_by_all(run.skipped.met[split]))

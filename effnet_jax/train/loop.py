@@ -319,6 +319,6 @@ def save_before_leaving(run: Run, standing: Standing) -> None:
 def snapshot(run: Run, standing: Standing) -> Snapshot:
     """What a checkpoint holds, with the time as it is now."""
     progress, feed = standing.progress, run.phases[standing.entered].feed
-    progress.seconds = round(time.monotonic() - standing.began, 3)
+    progress.seconds, progress.entered = round(time.monotonic() - standing.began, 3), standing.entered
     metadata = trained_metadata(run.workdir.name, run.config, run.weights, run.sources["train"], feed)
     return Snapshot(standing.state, progress, metadata)

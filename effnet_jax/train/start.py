@@ -226,7 +226,7 @@ def open_run(checked: Checked, clock: CompileClock, stack: contextlib.ExitStack)
     screen = Screen(active=hosts.is_first())
 
     def state_at(progress: Progress) -> TrainState:
-        return state_shapes(model, phases[min(progress.phase, len(phases) - 1)], ema=bool(config.ema))
+        return state_shapes(model, phases[progress.of_state], ema=bool(config.ema))
 
     kept = keeps_classifier(config, checked.weights, tuple(sources["train"].class_names))
     with hosts.agree("the state is cut"):
@@ -245,8 +245,8 @@ def open_run(checked: Checked, clock: CompileClock, stack: contextlib.ExitStack)
     restored = checkpoints.restore(state_at, screen.say)
     if restored:
         state, saved, progress = restored
-        standing = Standing(checked.partition.place_state(state), progress, saved.phase, began - progress.seconds)
-        standing.state = catch_up(phases[saved.phase], standing.state, saved, progress)
+        standing = Standing(checked.partition.place_state(state), progress, saved.of_state, began - progress.seconds)
+        standing.state = catch_up(phases[saved.of_state], standing.state, saved, progress)
         origin = f"resumed after step {int(state.step)}"
     else:
         with hosts.agree("weights are read"):

@@ -3,7 +3,7 @@
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -11,6 +11,7 @@ from etils import epath
 from effnet_jax import files, trees
 from effnet_jax.data.augment_settings import AugmentSettings
 from effnet_jax.errors import RunError
+from effnet_jax.metrics.figures import percent
 from effnet_jax.model.variants import VARIANTS
 from effnet_jax.report.story import PhaseStory, Story
 from effnet_jax.train import advice
@@ -20,6 +21,7 @@ from effnet_jax.train.config.checks import augment_settings, make_plan, sampling
 from effnet_jax.train.config.differences import with_defaults
 from effnet_jax.train.meter import duration
 from effnet_jax.train.rundir.attempts import ATTEMPTS, read_attempts
+from effnet_jax.train.rundir.checkpoints import best_step, list_steps
 from effnet_jax.train.rundir.export import WEIGHTS
 from effnet_jax.train.rundir.identity import DATA
 from effnet_jax.train.rundir.log import CURVES, METRICS, read_rows
@@ -56,17 +58,21 @@ def read_story(folder: epath.Path, image: str = "") -> Story:
             f"the end (weights of its newest checkpoint: {command('export', folder, 'OUT')})"
         )
     config = check_config(with_defaults(raw))
-    rows = read_rows(folder)
+    rows, place = read_rows(folder), files.absolute(folder)
+    better = better_before(place, rows, summary.get("steps", 0))
     return Story(
-        name=folder.name,
+        name=place.name,
         data=str(config.data.name),
         config=raw,
         summary=summary,
         rows=rows,
         phases=_phases(config, summary),
-        advice=advise(config, rows, len(summary.get("class_names") or ()) or config.num_classes),
-        commands=_commands(folder, image, "test" if "test" in summary["images"] else "validation"),
-        provenance=_provenance(folder, summary),
+        advice=[
+            *advise(config, rows, len(summary.get("class_names") or ()) or config.num_classes),
+            *([f"{better.words}: a command below exports the weights that did best."] if better else []),
+        ],
+        commands=_commands(place, image, "test" if "test" in summary["images"] else "validation", better),
+        provenance=_provenance(place, config, summary),
         files=[name for name in _LINKED if (folder / name).exists()],
     )
 
@@ -144,9 +150,34 @@ def advise(config: Any, rows: Sequence[Row], num_classes: int) -> list[str]:
     return told
 
 
-def _commands(folder: epath.Path, image: str, split: str) -> list[tuple[str, str]]:
-    folder = files.absolute(folder)
+class Better(NamedTuple):
+    """An earlier checkpoint that did better on the validation split than the last: in words, and what exports it."""
+
+    words: str
+    command: str
+
+
+def better_before(folder: epath.Path, rows: Sequence[Row], last: int) -> Better | None:
+    """Finds a checkpoint of a run whose validation accuracy was better than the last one.
+
+    Args:
+      folder: the run dir.
+      rows: of `metrics.jsonl`.
+      last: step of the run's end.
+    """
+    known = {row["step"]: row for row in rows if row["split"] == "validation" and row.get("accuracy") is not None}
+    accuracies = {step: row["accuracy"] for step, row in known.items()}
+    best = best_step(list_steps(folder), accuracies)
+    if best is None or last not in known or accuracies[best] <= accuracies[last]:
+        return None
+    at = f"{percent(accuracies[best])} after epoch {known[best]['epoch']:.0f}"
+    words = f"the best validation accuracy was {at}, the last {percent(accuracies[last])}"
+    return Better(words, command("export", folder, f"{folder}-best", "--step", "best"))
+
+
+def _commands(folder: epath.Path, image: str, split: str, better: Better | None) -> list[tuple[str, str]]:
     weights = folder / WEIGHTS
+    other = f"{folder if files.is_local(folder) else folder.name}-timm"  # other programs' formats are written to a disk
     asked = [] if split == "test" else [f"--split={split}"]
     predict = f"{command('predict', weights, '--top', 3)} {shlex.quote(image) if image else 'IMAGE…'}"
     return [
@@ -155,23 +186,26 @@ def _commands(folder: epath.Path, image: str, split: str) -> list[tuple[str, str
             "Measure the weights again, or on other data (--config.data.name=…), with a line for each image",
             command("evaluate", folder, *asked, f"--csv={folder / 'answers.csv'}"),
         ),
+        *([(f"The weights that did best: {better.words}", better.command)] if better else []),
         (
             "Weights for other programs: timm, keras, tf1, onnx, savedmodel, litert, stablehlo",
-            command("export", weights, f"{folder}-timm", "--format=timm"),
+            command("export", weights, other, "--format=timm"),
         ),
         ("This page anew", command("report", folder)),
     ]
 
 
-def _provenance(folder: epath.Path, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _provenance(folder: epath.Path, config: Mapping[str, Any], summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     source = summary.get("weights_source") or {}
-    parent = source.get("name") or source.get("run") or ""
+    began = source.get("name") or source.get("run") or config["weights"]
+    if summary.get("weights_source") is None:
+        began = "random values"
     images = ", ".join(f"{count:,} {split}" for split, count in (summary.get("images") or {}).items())
     seconds = summary.get("seconds")
     told = [
         ("run dir", str(folder)),
         ("images", images),
-        ("weights began as", str(parent) if source else "random values"),
+        ("weights began as", str(began)),
         *((f"sha256 of {name}", str(value)) for name, value in _hashes(source)),
         ("took", duration(seconds) if isinstance(seconds, int | float) and math.isfinite(seconds) else ""),
         ("steps", f"{summary['steps']:,}" if "steps" in summary else ""),

@@ -5,6 +5,7 @@ import pytest
 from effnet_jax import files
 from effnet_jax.export import export
 from effnet_jax.predict import load_classifier
+from effnet_jax.report.__main__ import make_report
 from effnet_jax.train.rundir.checkpoints import list_steps
 from effnet_jax.train.rundir.log import read_rows
 from tests import runs
@@ -43,7 +44,11 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(recipe, bucket, tmp_path, monkey
     classify = load_classifier(f"{bucket}/best")
     image = next((tmp_path / "images" / "test" / "cat").iterdir())
     assert classify([image]).shape == (1, 2)
-    assert {"weights", "weights_ema", "curves.png", "summary.json"} <= set(files.visible(workdir))
+    written = {"weights", "weights_ema", "curves.png", "summary.json", "evaluation.json", "report.html"}
+    assert written <= set(files.visible(workdir))
+    page = (files.as_path(workdir) / "report.html").read_text()
+    assert "24 test images of 2 classes" in page and "24 test images of 2 classes" in make_report(workdir).decode()
+    assert f"export {workdir}/weights run-timm --format=timm" in page  # other programs' formats need a disk
     assert list_steps(files.as_path(workdir))
 
 

@@ -3,11 +3,14 @@
 import errno
 import json
 import signal
+import sys
 import time
 
 import pytest
 
-from tests import disk, runs
+from effnet_jax.weights.metadata import Metadata
+from effnet_jax.weights.store import write_weights
+from tests import disk, runs, synthetic
 
 TOGETHER = {"processes": 2, "devices": 2}
 
@@ -17,6 +20,10 @@ def ends(started, *, within, killed=None):
     began = time.monotonic()
     statuses = runs.finish(started, timeout=within)
     return time.monotonic() - began, statuses, [one.text() for one in started]
+
+
+def damage(path):
+    path.write_bytes(path.read_bytes()[:300])
 
 
 def errors(outputs):
@@ -127,3 +134,49 @@ def test_a_signal_to_one_stops_both_at_the_same_step(recipe, tmp_path, victim, m
     runs.run(recipe, tmp_path / "run", **TOGETHER)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert len(summary["attempts"]) == 2
+
+
+@pytest.mark.slow
+def test_the_end_of_a_run_is_one_for_both(recipe, tmp_path):
+    """A disk that fills up at the end loses nothing: figures are written by the next start, the page by its command."""
+    for name in ("cat/000.jpg", "cat/005.jpg"):  # of the first batch: one in the share of each
+        damage(tmp_path / "images" / "test" / name)
+    options = {**TOGETHER, "flags": ["--config.data.on_bad_image=skip"]}
+    full = [
+        disk.failing_disk(tmp_path, name, calls="write", error=errno.ENOSPC) for name in ("evaluation.json", "report.h")
+    ]
+    seconds, statuses, outputs = ends(
+        runs.start(recipe, tmp_path / "run", environments={0: full[0]}, **options), within=300
+    )
+    assert statuses == [2, 2] and all("No space left" in lines[0] for lines in errors(outputs)), outputs
+    print(f"both ended {seconds:.0f} s after the start: {errors(outputs)}")
+
+    started = runs.run(recipe, tmp_path / "run", environments={0: full[1]}, **options)
+    assert "warning: report.html was not written" in started[0].text() and "warning" not in started[1].text()
+    judged = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert [judged[name]["test"]["skipped"] for name in ("weights", "weights_ema")] == [2, 2]
+    assert judged["weights"]["test"]["count"] == 22 and (tmp_path / "run" / "weights" / "metadata.json").exists()
+    again = runs.run(recipe, tmp_path / "run", **options)
+    assert all("It has no report. This makes it: " in one.text() for one in again)
+
+
+@pytest.mark.slow
+def test_an_evaluation_by_two_counts_what_both_skip_and_an_error_of_one_ends_both(tmp_path, image_folder):
+    images = image_folder(per_class={"test": 12}, size=(60, 50))
+    metadata = Metadata("lite0", "lite", "lite", "frac", 32, 2, ("cat", "dog"))
+    write_weights(tmp_path / "lite0", synthetic.variables("lite0", num_classes=2), metadata)
+    damage(images / "test" / "cat" / "005.jpg")  # in the share of the second
+
+    def evaluate(*flags):
+        port = runs.free_port()
+        command = [sys.executable, "-m", "effnet_jax.evaluate", str(tmp_path / "lite0"), f"--config.data.name={images}"]
+        command += ["--batch_size=8", f"--coordinator=localhost:{port}", "--processes=2", *flags]
+        return ends([runs.start_command([*command, f"--process={i}"], tmp_path, devices=2) for i in (0, 1)], within=120)
+
+    seconds, statuses, outputs = evaluate()
+    assert statuses == [2, 2] and all("005.jpg is a damaged" in lines[0] for lines in errors(outputs)), outputs
+    print(f"both ended {seconds:.0f} s after the start: {errors(outputs)}")
+    seconds, statuses, outputs = evaluate("--config.data.on_bad_image=skip", f"--json={tmp_path / 'figures.json'}")
+    assert statuses == [0, 0], outputs
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert (figures["count"], figures["skipped"]) == (23, 1) and "23 images of 2 classes" in outputs[0]

@@ -17,6 +17,7 @@ import pytest
 from effnet_jax.errors import EffnetError, RunError
 from effnet_jax.train.config import default_config, phase
 from effnet_jax.train.loop import train
+from effnet_jax.train.rundir.checkpoints import Checkpoints
 from effnet_jax.train.rundir.log import Log
 from effnet_jax.train.step.partition import Partition
 from effnet_jax.weights.store import read_metadata, read_weights
@@ -180,6 +181,29 @@ def test_a_stopped_run_goes_on_as_if_it_never_stopped(config, tmp_path, interrup
     assert rows(stopped) == rows(tmp_path / "whole")
     for name in ("weights", "weights_ema"):
         assert same_weights(stopped / name, tmp_path / "whole" / name)
+
+
+@pytest.mark.parametrize("border", [1, 2])
+def test_a_checkpoint_that_is_only_written_once_its_phase_is_closed(config, tmp_path, monkeypatch, border):
+    """As in a bucket that does not answer for a while: the state is that of the phase before."""
+    config.ema, config.calibrate = 0.0, True
+    config.phases = (phase(name="head", steps=1), phase(name="again", steps=1, optimizer="adam"))
+    write, tried = Checkpoints._write, []
+
+    def written_at_the_third_try(self, step, *rest):
+        tried.append(step)
+        if step != border or tried.count(step) == 3:
+            write(self, step, *rest)
+        if step == border and tried.count(step) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Checkpoints, "_write", written_at_the_third_try)
+        train(config, tmp_path / "run")
+    summary = train(config, tmp_path / "run")
+    assert summary["resumed_after_step"] == border and [one["name"] for one in summary["phases"]] == ["head", "again"]
+    found = [(row["step"], row["split"]) for row in rows(tmp_path / "run")]
+    assert found == [(step, split) for step in (1, 2) for split in ("step", "train", "validation", "test")]
 
 
 # In the middle of an epoch; and when the evaluation of step 10 is just done, whose checkpoint was saved before it.

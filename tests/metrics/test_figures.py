@@ -94,6 +94,11 @@ def _loss(logits, labels, temperature):
     return metrics.log_loss(labels, _softmax(logits / temperature), labels=list(range(CLASSES)))
 
 
+def test_an_answer_that_is_no_number_has_no_confidence():
+    found = reliability(np.array([np.nan, 0.5]), np.array([True, False]))
+    assert found.count.sum() == 1 and found.ece == 0.5 and np.isfinite(found.confidence).all()
+
+
 def test_a_temperature_is_found(said):
     from scipy.optimize import minimize_scalar
 
@@ -114,6 +119,8 @@ def test_a_temperature_is_found(said):
     np.testing.assert_allclose(cooler.loss, as_it_was.loss, rtol=1e-4, atol=1e-5)
     assert (cooler.untempered >= cooler.probability[:, 0]).all() and figures(cooler).untempered.ece > 0.01
     assert fit_temperature(np.full((2, len(TEMPERATURES)), np.nan), COUNT) is None
+    odd = _answers(scaled, labels).tempered * np.array([[0.0], [1.0]])  # no example at an even position could be read
+    assert fit_temperature(odd, COUNT) is None
 
 
 def test_a_temperature_that_only_fits_its_own_examples_does_not_help():
@@ -131,6 +138,19 @@ def test_intervals():
     assert (round(low, 4), round(high, 4)) == (0.8256, 0.9448)  # as statsmodels.proportion_confint has it
     assert wilson(0, 10)[0] == 0 and wilson(10, 10)[1] == pytest.approx(1)
     assert all(math.isnan(side) for side in wilson(0, 0))
+
+
+def test_few_images_that_are_all_right_are_not_certain():
+    """The mean of recalls is about as sure as the share of all images where classes are of one size."""
+    for each, low in ((5, 0.74), (500, 0.99)):
+        labels = np.repeat([0, 1], each)
+        found = figures(_answers(np.eye(2, dtype=np.float32)[labels], labels, classes=2))
+        assert found.balanced == 1 and low < found.balanced_interval[0] < 0.999 and found.balanced_interval[1] == 1
+    random = np.random.default_rng(0)
+    labels = np.arange(2000) % 4
+    answers = np.where(random.random(2000) < 0.8, labels, (labels + 1) % 4)
+    found = figures(_answers(np.eye(4, dtype=np.float32)[answers], labels, classes=4))
+    assert found.balanced_interval == pytest.approx(found.top1_interval, abs=1e-3)
 
 
 def test_nothing_answered_is_no_error():

@@ -312,6 +312,7 @@ def test_remat_computes_blocks_again_and_the_same_gradients():
         ({"pooling": "mean"}, ConfigError, "choose from|did you mean"),
         ({"pooling": "none"}, ConfigError, "include_top=False"),
         ({"dtype": "float16"}, ConfigError, "float16 overflows"),
+        ({"dtype": "bfloat61"}, ConfigError, "did you mean 'bfloat16'"),
         ({"num_classes": 0}, ConfigError, "include_top=False"),
         ({"dropout": 1.0}, ConfigError, "dropout"),
     ],

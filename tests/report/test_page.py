@@ -11,7 +11,7 @@ from PIL import Image
 from effnet_jax.data.sources.base import ArraySource
 from effnet_jax.data.view import EvaluationView
 from effnet_jax.metrics.evaluation import Evaluation
-from effnet_jax.report import page
+from effnet_jax.report import page, sections
 from effnet_jax.report.story import TrainingViews
 from tests.browser import chromium
 from tests.report import made
@@ -116,6 +116,15 @@ def test_without_a_test_split_the_page_is_about_validation(tmp_path):
     )
 
 
+def test_figures_say_where_the_temperature_is_left_out(tmp_path):
+    """The validation split is asked before its temperature is known; a page that is made anew knows it."""
+    sources = made.folder(tmp_path / "data", ("cat", "dog"))
+    own = {"validation": made.evaluation(sources["train"]), "test": made.evaluation(sources["test"], temperature=0.8)}
+    anew = {**own, "validation": made.evaluation(sources["train"], temperature=0.8)}
+    drawn = [str(sections.figures({"weights": of}, "test")) for of in (own, anew)]
+    assert ["without the temperature, which was fitted on it" in text for text in drawn] == [True, False]
+
+
 def test_all_right_and_nothing_at_all_are_no_errors(tmp_path):
     sources = made.folder(tmp_path / "data", ("cat", "dog"))
     labels = np.asarray(sources["test"].labels)
@@ -124,8 +133,18 @@ def test_all_right_and_nothing_at_all_are_no_errors(tmp_path):
         text = page.make_page(
             made.story(rows=[], phases=[], advice=[]), page.Material({"weights": {"test": evaluation}}, sources, VIEW)
         )
-        assert b"Every answer is right" in text and b"Nothing was mistaken" in text
+        assert (b"Every answer is right" in text and b"Nothing was mistaken" in text) == bool(len(those))
+        assert text.count(b"No image of this split could be read") == (0 if len(those) else 2)
         assert not re.search(rb"\bnan\b", re.sub(rb'src="[^"]*"', b"", text))
+
+
+def test_where_no_test_image_could_be_read_the_page_is_about_validation(tmp_path):
+    sources = made.folder(tmp_path / "data", ("cat", "dog"))
+    unread = Evaluation(made.answers(np.zeros((0, 2)), np.zeros(0, int)), ("cat", "dog"), sources["test"], 1.0, [])
+    own = {"weights": {"validation": made.evaluation(sources["train"]), "test": unread}}
+    material = page.Material(own, {"validation": sources["train"], "test": sources["test"]}, VIEW)
+    text = page.make_page(made.story(), material).decode()
+    assert "8 validation images of 2 classes" in text and "No image of the test split could be read" in text
 
 
 @pytest.mark.parametrize("width", [400, 1400])

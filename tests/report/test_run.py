@@ -49,16 +49,29 @@ def test_a_run_writes_it_and_the_command_writes_it_anew(image_folder, tmp_path, 
     for name in ("phases", "curves", "confusions", "mistakes", "seen"):
         assert _part(first, name) == _part(again, name), name
 
+    # Started again it says where the page is, or how it is made.
+    train(config, folder, devices=jax.devices()[:1])
+    assert f"report: {folder / 'report.html'}" in capsys.readouterr().out
+    page = (folder / "report.html").rename(tmp_path / "page.html")
+    train(config, folder, devices=jax.devices()[:1])
+    assert "It has no report. This makes it: " in (said := capsys.readouterr().out) and "-m effnet_jax.report" in said
+    page.rename(folder / "report.html")
+
     # The data has moved, and the page lies elsewhere.
     moved = images.rename(tmp_path / "moved")
     with pytest.raises(DataError, match=r"where it has moved, give --config\.data\.name=PLACE"):
         make_report(str(folder))
+    gone = (moved / "train" / "cat" / "000.jpg").rename(tmp_path / "000.jpg")
     monkeypatch.setattr(
         sys, "argv", ["report", str(folder), f"--config.data.name={moved}", f"--out={tmp_path}/x/p.html"]
     )
     assert main() == 0
     elsewhere = (tmp_path / "x" / "p.html").read_text("utf-8")
     assert _part(elsewhere, "mistakes") == _part(first, "mistakes") and 'href="summary.json"' not in elsewhere
+    told = "train: 24 images before, 23 now: gone: train/cat/000.jpg"
+    assert f"warning: the data has changed since {folder} was trained:\n  {told}" in capsys.readouterr().err
+    assert told in _part(elsewhere, "provenance") and "data since the run" not in again
+    gone.rename(moved / "train" / "cat" / "000.jpg")
     with pytest.raises(ConfigError, match=r"did you mean 'data\.name'"):
         make_report(str(folder), ["--config.data.nam=x"])
 

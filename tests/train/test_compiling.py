@@ -1,5 +1,6 @@
 """Where compiled programs are kept, and what a first step had to wait for."""
 
+import importlib
 import os
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import pytest
 
 from effnet_jax import hosts
+from effnet_jax.errors import EffnetError
 from effnet_jax.train.compiling import CompileClock, first_step_words, keep_programs, trim
 from tests.bucket import bucket_fixture  # noqa: F401
 
@@ -65,6 +67,17 @@ def test_a_bucket(cache, bucket):
     words = keep_programs("gs://no-such-bucket/xla")
     assert words.startswith("warning: compiled programs are not kept: ") and "gs://no-such-bucket" in words
     assert cache() is None
+
+
+@pytest.mark.parametrize("name", ["evaluate", "report.__main__", "predict.__main__"])
+def test_a_command_without_a_config_keeps_them_for_its_next_time(cache, name, tmp_path, monkeypatch):
+    (tmp_path / "x.jpg").touch()
+    images = [str(tmp_path / "x.jpg")] if "predict" in name else []
+    monkeypatch.setattr(sys, "argv", ["command", str(tmp_path / "absent"), *images])
+    with pytest.raises(EffnetError, match="absent"):
+        importlib.import_module(f"effnet_jax.{name}").main()
+    assert cache() == str(tmp_path / "cache" / "effnet_jax" / "xla")
+    assert not (tmp_path / "absent").exists()
 
 
 def test_several_processes_need_a_folder_that_is_named(cache, monkeypatch):

@@ -64,3 +64,48 @@ def test_an_old_run_dir_is_read(tmp_path):
     commands = [command for _, command in story.commands]
     assert "--split=validation" in commands[1] and all(f"'{run}" in command for command in commands)
     assert "weights/metadata.json" in story.files and "curves.png" not in story.files
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """The run dir of a run of two phases and four epochs, whose second one was the best."""
+    run = tmp_path / "mine"
+    rows = _rows(
+        *((step, name, "validation", accuracy, 0.5)
+          for step, name, accuracy in ((1, "head", 0.7), (2, "head", 0.842), (3, "blocks", 0.9), (4, "blocks", 0.825)))
+    )  # fmt: skip
+    for step in (2, 4):  # that of step 3 was not kept
+        (run / "checkpoints" / str(step)).mkdir(parents=True)
+    (run / "weights").mkdir()
+    (run / "weights" / "metadata.json").write_text("{}")
+    (run / "config.json").write_text(json.dumps(to_json(_config())))
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    summary = {"phases": [], "class_names": ["a", "b"], "images": {"train": 4, "test": 2}, "steps": 4}
+    (run / "summary.json").write_text(json.dumps(summary))
+    return run
+
+
+def test_an_earlier_checkpoint_that_was_better_is_named_with_the_command_that_exports_it(finished):
+    story = read_story(files.as_path(finished))
+    what, command = next(one for one in story.commands if "best" in one[0])
+    assert "the best validation accuracy was 84.2 %" in story.advice[-1]
+    assert "the best validation accuracy was 84.2 % after epoch 2, the last 82.5 %" in what
+    assert command.endswith(f"-m effnet_jax.export {finished} {finished}-best --step best")
+    (finished / "checkpoints" / "2").rmdir()
+    assert not [what for what, _ in read_story(files.as_path(finished)).commands if "best" in what]
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [(None, "random values"), ({}, "w"), ({"sha256": "ab"}, "w"), ({"name": "lite0", "sha256": "ab"}, "lite0")],
+)
+def test_weights_that_say_nothing_of_their_origin_were_not_random(finished, source, words):
+    summary = json.loads((finished / "summary.json").read_text())
+    (finished / "summary.json").write_text(json.dumps({**summary, "weights_source": source}))
+    assert dict(read_story(files.as_path(finished)).provenance)["weights began as"] == words
+
+
+def test_a_run_dir_that_is_the_current_folder_has_a_name(finished, monkeypatch):
+    monkeypatch.chdir(finished)
+    story = read_story(files.as_path("."))
+    assert story.name == "mine" and dict(story.provenance)["run dir"] == str(finished)

@@ -24,6 +24,8 @@ class Progress:
       results: of the finished phases, as `summary.json` has them.
       rows: of `metrics.jsonl` that belong to all this; None in checkpoints of a format that did not count them.
       seconds: that all attempts have taken so far.
+      entered: number of the phase whose optimizer the state has: the one before `phase`, where a checkpoint could not
+        be written until the phase was closed. None in checkpoints of a format that did not say.
     """
 
     phase: int = 0
@@ -32,6 +34,12 @@ class Progress:
     results: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     rows: int | None = None
     seconds: float = 0.0
+    entered: int | None = None
+
+    @property
+    def of_state(self) -> int:
+        """Number of the phase whose optimizer the state has."""
+        return self.phase if self.entered is None else self.entered
 
 
 def make_progress(values: dict[str, Any]) -> Progress:
