@@ -6,7 +6,6 @@ of the taps. No later TensorFlow function does the same.
 """
 
 import functools
-from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
@@ -62,13 +61,12 @@ def _weighted_rows(image: np.ndarray, indices: np.ndarray, weights: np.ndarray) 
     return total
 
 
-def _along_both_axes(image: np.ndarray, height: int, width: int, rows: Callable[[np.ndarray, int], np.ndarray]):
-    """Applies `rows` (a resize of axis 0 of a [h, n] array) to y, then to x."""
-    channels = image.shape[2]
-    tall = rows(image.reshape(image.shape[0], -1).astype(np.float32), height)  # [height, w * c]
-    turned = tall.reshape(height, image.shape[1], channels).transpose(1, 0, 2)  # [w, height, c]
-    wide = rows(np.ascontiguousarray(turned).reshape(image.shape[1], -1), width)  # [width, height * c]
-    return np.ascontiguousarray(wide.reshape(width, height, channels).transpose(1, 0, 2))
+@functools.lru_cache(maxsize=256)
+def _needed_taps(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The positions that `bicubic_taps` look at, and those taps with indices into them."""
+    indices, weights = bicubic_taps(size_in, size_out)
+    needed, places = np.unique(indices, return_inverse=True)
+    return needed, places.reshape(indices.shape), weights
 
 
 def resize_bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -82,7 +80,17 @@ def resize_bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
     Returns:
       float32 [height, width, c], equal to TensorFlow's to the last bit.
     """
-    return _along_both_axes(image, height, width, lambda x, n: _weighted_rows(x, *bicubic_taps(x.shape[0], n)))
+    rows, *down = _needed_taps(image.shape[0], height)
+    columns, *across = _needed_taps(image.shape[1], width)
+    # What no tap looks at is left out first: as floats a large photograph would take a gigabyte, a thin one hundreds.
+    for axis, needed in enumerate((rows, columns)):
+        if len(needed) < image.shape[axis]:
+            image = image.take(needed, axis)
+    channels = image.shape[2]
+    tall = _weighted_rows(image.reshape(len(rows), -1).astype(np.float32), *down)  # [height, w * c]
+    turned = tall.reshape(height, len(columns), channels).transpose(1, 0, 2)  # [w, height, c]
+    wide = _weighted_rows(np.ascontiguousarray(turned).reshape(len(columns), -1), *across)  # [width, height * c]
+    return np.ascontiguousarray(wide.reshape(width, height, channels).transpose(1, 0, 2))
 
 
 def resize_antialiased(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Cropping and resizing against what the original code and TensorFlow gave."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 
 from effnet_jax.data.decode import decode_image
 from effnet_jax.data.preprocess import crop_window, evaluation_image, training_square
-from effnet_jax.data.resize import resize_bicubic, resize_bilinear
+from effnet_jax.data.resize import bicubic_taps, resize_bicubic, resize_bilinear
 from effnet_jax.errors import ConfigError
 
 CROPS = {"pad32": "pad32", "frac": "frac", "nocrop": "none"}
@@ -93,3 +94,23 @@ def test_training_square_of_a_large_jpeg_is_decoded_small():
     whole, _ = training_square(decode_image(data), 64)
     quick, _ = training_square(data, 64)
     assert np.abs(whole.astype(int) - quick).max() <= 3
+
+
+def in_order_of_the_taps(image, size):
+    """The first axis resized, as TensorFlow 1 sums: in float32, a tap after the other."""
+    indices, weights = bicubic_taps(len(image), size)
+    return sum(image[index] * weight[:, None, None] for index, weight in zip(indices, weights, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(1500, 1100), (1, 400_000), (300_000, 1)])
+def test_a_large_image_takes_the_memory_of_the_pixels_that_count(shape):
+    """A server decodes many at a time; a file of a few kilobytes may be a million pixels wide."""
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    tracemalloc.start()
+    resized = resize_bicubic(image, 32, 32)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2e6, peak
+    if shape[0] > 1 and shape[1] > 1:
+        tall = in_order_of_the_taps(image.astype(np.float32), 32)
+        np.testing.assert_array_equal(resized, in_order_of_the_taps(tall.transpose(1, 0, 2), 32).transpose(1, 0, 2))
