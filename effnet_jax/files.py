@@ -6,8 +6,10 @@ Names that begin with a dot are this module's own and never count as content.
 """
 
 import contextlib
+import csv
 import errno
 import importlib.util
+import io
 import json
 import logging
 import math
@@ -15,7 +17,7 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +252,13 @@ def write_json(path: AnyPath, value: Any) -> None:
 def to_json_text(value: Any, indent: int | None = None) -> str:
     """Returns strict JSON: NaN and infinities are null, arrays and tuples lists."""
     return json.dumps(_plain(value), indent=indent, allow_nan=False)
+
+
+def to_csv_line(values: Iterable[Any]) -> str:
+    """Returns a line of CSV with its end, a line feed; a line end within a value, of whatever kind, is quoted."""
+    text = io.StringIO()
+    csv.writer(text).writerow(values)  # with its own end, "\r\n", or a "\r" in a name would not be quoted
+    return text.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _plain(value: Any) -> Any:
