@@ -168,9 +168,13 @@ def _with_progress(results: Iterable[Result], total: int, done: int = 0) -> Iter
 # ---- To a file ----
 
 
+def _filled(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
+
+
 def _begun(out: Path) -> bool:
     """Whether there is something of an output."""
-    return any(path.exists() and path.stat().st_size for path in (out, *parts(out)))
+    return any(map(_filled, (out, *parts(out))))
 
 
 def _batch_size_before(out: Path | None) -> int:
@@ -192,21 +196,21 @@ def _write(images: list[str], model: Classifier | FeatureExtractor, out: Path, o
     }
     if isinstance(model, Classifier):
         about |= {"top": options.top, "threshold": options.threshold}
-    fresh = not _begun(out)
-    if not fresh:
+    if options.features and _filled(out):
         check_same(out, about)
-    if options.features and out.exists():
         return _features_there(images, out)
     files.make_folder(out.parent)
-    if fresh:  # before the first result, which would be nobody's without it
-        keep_about(out, about)
     output: TextOutput | FeaturesOutput
     if isinstance(model, Classifier):
-        told = Told(model.class_names, options.top, options.threshold)
-        output = TextOutput(out, told, images, model.batch_size)
+        output = TextOutput(out, Told(model.class_names, options.top, options.threshold), images)
     else:
-        output = FeaturesOutput(out, model.width, images, model.batch_size)
-    with contextlib.closing(output):
+        output = FeaturesOutput(out, model.width, images)
+    with contextlib.closing(output):  # no other process's while it is open, so what is said of it is true
+        if _begun(out):
+            check_same(out, about)
+        else:  # before the first result, which would be nobody's without it
+            keep_about(out, about)
+        output.resume(model.batch_size)
         keep_about(out, about)
         began, before = time.monotonic(), output.done
         if before:

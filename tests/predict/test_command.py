@@ -1,5 +1,6 @@
 """The command: what it prints and writes, its exit status, and how it ends where the world is not as it should be."""
 
+import contextlib
 import errno
 import json
 import os
@@ -14,7 +15,8 @@ import pytest
 from PIL import Image
 
 from effnet_jax import predict
-from effnet_jax.errors import ConfigError, WeightsError, run_command
+from effnet_jax.errors import ConfigError, RunError, WeightsError, run_command
+from effnet_jax.predict.growing import GrowingFile
 from tests.disk import failing_disk
 from tests.scripts import REPOSITORY
 
@@ -83,6 +85,25 @@ def test_features_need_no_classifier(trunk, photographs, tmp_path, capsys):
         predict.main([str(trunk), str(photographs / "00.png"), *arguments[2:]])
     with pytest.raises(WeightsError, match="has no classifier"):
         predict.main([str(trunk), str(photographs)])
+
+
+@pytest.mark.parametrize("flag", ["--out=a.jsonl", "--features=a.npz"])
+def test_a_second_process_leaves_an_output_that_is_begun_as_it_is(weights, photographs, tmp_path, monkeypatch, flag):
+    """Until its first batch is done, an output is an empty file, and what it is made with is all that it has."""
+    monkeypatch.chdir(tmp_path)
+    name = flag.partition("=")[2]
+    with contextlib.closing(GrowingFile(name if name.endswith("jsonl") else f"{name}.names")):
+        Path(f"{name}.about.json").write_text("of the first")
+        with pytest.raises(RunError, match="is being written by another process"):
+            predict.main([str(weights), str(photographs), flag])
+        assert Path(f"{name}.about.json").read_text() == "of the first"
+
+
+def test_an_empty_file_may_become_an_output(trunk, photographs, tmp_path):
+    (tmp_path / "f.npz").touch()  # as mktemp makes one
+    assert predict.main([str(trunk), str(photographs / "00.png"), f"--features={tmp_path / 'f.npz'}"]) == 0
+    with np.load(tmp_path / "f.npz") as found:
+        assert len(found["features"]) == 1
 
 
 def test_many_images_show_a_progress_bar(weights, tmp_path, capsys, monkeypatch):

@@ -1,5 +1,6 @@
 """Files of features: what is in them, and the same after any cut."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -18,12 +19,12 @@ GOOD = [0, 2, 3, 4]
 
 
 def write(out, images=IMAGES, stop=None):
-    output = FeaturesOutput(out, 3, images, 2)
-    for start in range(output.done, stop or len(images), 2):
-        output.write(RESULTS[start : start + 2])
-    if stop is None:
-        output.finish()
-    output.close()
+    with contextlib.closing(FeaturesOutput(out, 3, images)) as output:
+        output.resume(2)
+        for start in range(output.done, stop or len(images), 2):
+            output.write(RESULTS[start : start + 2])
+        if stop is None:
+            output.finish()
     return output
 
 
@@ -68,7 +69,7 @@ def test_other_images_are_not_mixed_in(tmp_path):
 
 
 def test_none_can_be_read(tmp_path):
-    output = FeaturesOutput(tmp_path / "f.npz", 3, ["bad.jpg"], 2)
+    output = FeaturesOutput(tmp_path / "f.npz", 3, ["bad.jpg"])
     output.write([RESULTS[1]])
     output.finish()
     with np.load(tmp_path / "f.npz") as found:
