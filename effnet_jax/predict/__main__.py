@@ -15,7 +15,9 @@ import argparse
 import contextlib
 import itertools
 import json
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -38,7 +40,11 @@ _SHOWN_FROM = 17  # images from which a terminal gets a progress bar
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command. Returns its exit status: 1 where some images could not be read, else 0."""
-    options = _parse(arguments)
+    with _hearing_sigterm():
+        return _run(_parse(arguments))
+
+
+def _run(options: argparse.Namespace) -> int:
     out = local_path(options.features or options.out) if options.features or options.out not in ("", "-") else None
     if out is not None:  # before anything takes time
         check_kind(out) if options.features else text_kind(out)
@@ -93,6 +99,24 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.features and options.threshold:
         parser.error("--threshold is of classes, and --features has none: leave it out")
     return options
+
+
+@contextlib.contextmanager
+def _hearing_sigterm() -> Iterator[None]:
+    """Lets SIGTERM, by which clouds and queues end a process, stop as Ctrl-C does; a second one ends at once."""
+    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread only
+        yield
+        return
+
+    def receive(number: int, frame: Any) -> None:
+        signal.signal(number, before)
+        raise Stopped("SIGTERM", "terminated")
+
+    before = signal.signal(signal.SIGTERM, receive)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 # ---- To the screen ----
@@ -215,31 +239,30 @@ def _write(images: list[str], model: Classifier | FeatureExtractor, out: Path, o
         began, before = time.monotonic(), output.done
         if before:
             print(f"{out} has {before:,} of {len(images):,} images: going on from there", file=sys.stderr)
-        _fill(output, model, images, out)
-        seconds = time.monotonic() - began
-        if isinstance(output, FeaturesOutput):
-            keep_about(out, about | {"finished": {"listing": listing_identity(images), "bad": output.bad}})
-            output.finish()
+        try:
+            _fill(output, model, images)
+            seconds = time.monotonic() - began
+            if isinstance(output, FeaturesOutput):
+                keep_about(out, about | {"finished": {"listing": listing_identity(images), "bad": output.bad}})
+                output.finish()
+        except KeyboardInterrupt as stop:
+            raise Stopped(
+                getattr(stop, "signal", "SIGINT"),
+                f"{str(stop) or 'interrupted'}: {out} has the first {output.done:,} of {len(images):,} images; "
+                "the same command goes on",
+            ) from None
     speed = f" ({(len(images) - before) / seconds:,.1f} images/s)" if len(images) > before else ""
     print(f"wrote {out}: {len(images):,} images{speed}", file=sys.stderr)
     return _end(len(images), output.bad, f", listed with the reason in {out}")
 
 
-def _fill(
-    output: TextOutput | FeaturesOutput, model: Classifier | FeatureExtractor, images: list[str], out: Path
-) -> None:
+def _fill(output: TextOutput | FeaturesOutput, model: Classifier | FeatureExtractor, images: list[str]) -> None:
     """Computes what an output lacks, and appends it batch by batch."""
     rest = itertools.islice(images, output.done, None)
     with contextlib.closing(model.stream(rest, on_error="entry")) as results:  # type: ignore[type-var]
         shown = _with_progress(results, len(images), output.done)
-        try:
-            while batch := list(itertools.islice(shown, model.batch_size)):
-                output.write(batch)
-        except KeyboardInterrupt:
-            raise Stopped(
-                "SIGINT",
-                f"interrupted: {out} has the first {output.done:,} of {len(images):,} images; the same command goes on",
-            ) from None
+        while batch := list(itertools.islice(shown, model.batch_size)):
+            output.write(batch)
 
 
 def _features_there(images: list[str], out: Path) -> int:
