@@ -156,7 +156,7 @@ class Worker:
             )
         except OSError as error:
             raise DataError(
-                f"no process that decodes images could be started ({error}): set data.workers=0 (of predict: --workers=0)"
+                f"no process to decode images could be started ({error}): set data.workers=0 (--workers=0 of predict)"
             ) from None
         with contextlib.suppress(OSError):  # whoever asks it for rows is told
             self._send(pickle.dumps(sys.path) + payload)
@@ -189,7 +189,7 @@ class Worker:
             ": most likely the machine ran out of memory" if status == -signal.SIGKILL else ": its own words are above"
         )
         return (
-            f"a process that decodes images {how}{why}. Set data.workers lower (of predict: --workers; it is "
+            f"a process that decodes images {how}{why}. Set data.workers lower (--workers of predict; it is "
             f"{self._count}), or to 0, which decodes in threads and takes less memory"
         )
 
@@ -208,7 +208,7 @@ def serve() -> None:
     answers = os.fdopen(os.dup(1), "wb", 0)
     os.dup2(2, 1)  # what a library prints is no answer
     requests = _requests()
-    examples = next(requests, None)
+    examples: Any = next(requests, None)
     blocks: dict[str, mmap.mmap] = {}  # few: they come again and again
     for path, count, start, rows in requests:
         bad, error = list[Any](), ""

@@ -40,11 +40,11 @@ _SHOWN_FROM = 17  # images from which a terminal gets a progress bar
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command. Returns its exit status: 1 where some images could not be read, else 0."""
-    with _hearing_sigterm():
-        return _run(_parse(arguments))
+    with _hearing_sigterm() as heard:
+        return _run(_parse(arguments), heard)
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace, heard: threading.Event) -> int:
     out = local_path(options.features or options.out) if options.features or options.out not in ("", "-") else None
     if out is not None:  # before anything takes time
         check_kind(out) if options.features else text_kind(out)
@@ -66,8 +66,8 @@ def _run(options: argparse.Namespace) -> int:
     if out is None:
         assert isinstance(model, Classifier)
         told = Told(model.class_names, options.top, options.threshold)
-        return _print(images, model, told, options)
-    return _write(images, model, out, options)
+        return _print(images, model, told, options, heard)
+    return _write(images, model, out, options, heard)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -102,19 +102,24 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 @contextlib.contextmanager
-def _hearing_sigterm() -> Iterator[None]:
-    """Lets SIGTERM, by which clouds and queues end a process, stop as Ctrl-C does; a second one ends at once."""
+def _hearing_sigterm() -> Iterator[threading.Event]:
+    """Lets SIGTERM, by which clouds and queues end a process, stop as Ctrl-C does; a second one ends at once.
+
+    What is yielded says that it came: in a callback of the garbage collector Python drops what a handler raises.
+    """
+    heard = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # signals reach the main thread only
-        yield
+        yield heard
         return
 
     def receive(number: int, frame: Any) -> None:
         signal.signal(number, before)
+        heard.set()
         raise Stopped("SIGTERM", "terminated")
 
     before = signal.signal(signal.SIGTERM, receive)
     try:
-        yield
+        yield heard
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -122,7 +127,9 @@ def _hearing_sigterm() -> Iterator[None]:
 # ---- To the screen ----
 
 
-def _print(images: list[str], model: Classifier, told: Told, options: argparse.Namespace) -> int:
+def _print(
+    images: list[str], model: Classifier, told: Told, options: argparse.Namespace, heard: threading.Event
+) -> int:
     """Prints results as text, as a JSON list or as JSON lines, each group of them as soon as it is there."""
     bad = 0
     lines = _json_list if options.json else _json_lines if options.out else _text
@@ -130,7 +137,8 @@ def _print(images: list[str], model: Classifier, told: Told, options: argparse.N
 
         def entries() -> Iterator[dict[str, Any]]:
             nonlocal bad
-            for path, result in zip(images, _with_progress(results, len(images)), strict=True):
+            shown = _until(heard, _with_progress(results, len(images)))
+            for path, result in zip(images, shown, strict=True):
                 bad += result.values is None
                 yield told(path, result)
 
@@ -171,6 +179,13 @@ def _end(count: int, bad: int, where: str = "") -> int:
     return 1 if bad else 0
 
 
+def _until(heard: threading.Event, results: Iterable[Result]) -> Iterator[Result]:
+    for result in results:
+        if heard.is_set():
+            raise Stopped("SIGTERM", "terminated")
+        yield result
+
+
 def _with_progress(results: Iterable[Result], total: int, done: int = 0) -> Iterator[Result]:
     """Shows a progress bar on a terminal where there are more than a few."""
     if total < _SHOWN_FROM or not sys.stderr.isatty():
@@ -208,7 +223,13 @@ def _batch_size_before(out: Path | None) -> int:
     return size if isinstance(size, int) and size > 0 else 0
 
 
-def _write(images: list[str], model: Classifier | FeatureExtractor, out: Path, options: argparse.Namespace) -> int:
+def _write(
+    images: list[str],
+    model: Classifier | FeatureExtractor,
+    out: Path,
+    options: argparse.Namespace,
+    heard: threading.Event,
+) -> int:
     """Writes results into a file, or goes on with it."""
     about = {
         "weights": weights_identity(model.metadata),
@@ -240,7 +261,7 @@ def _write(images: list[str], model: Classifier | FeatureExtractor, out: Path, o
         if before:
             print(f"{out} has {before:,} of {len(images):,} images: going on from there", file=sys.stderr)
         try:
-            _fill(output, model, images)
+            _fill(output, model, images, heard)
             seconds = time.monotonic() - began
             if isinstance(output, FeaturesOutput):
                 keep_about(out, about | {"finished": {"listing": listing_identity(images), "bad": output.bad}})
@@ -256,11 +277,16 @@ def _write(images: list[str], model: Classifier | FeatureExtractor, out: Path, o
     return _end(len(images), output.bad, f", listed with the reason in {out}")
 
 
-def _fill(output: TextOutput | FeaturesOutput, model: Classifier | FeatureExtractor, images: list[str]) -> None:
+def _fill(
+    output: TextOutput | FeaturesOutput,
+    model: Classifier | FeatureExtractor,
+    images: list[str],
+    heard: threading.Event,
+) -> None:
     """Computes what an output lacks, and appends it batch by batch."""
     rest = itertools.islice(images, output.done, None)
     with contextlib.closing(model.stream(rest, on_error="entry")) as results:  # type: ignore[type-var]
-        shown = _with_progress(results, len(images), output.done)
+        shown = _until(heard, _with_progress(results, len(images), output.done))
         while batch := list(itertools.islice(shown, model.batch_size)):
             output.write(batch)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import gc
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ import pytest
 from PIL import Image
 
 from effnet_jax import predict
-from effnet_jax.errors import ConfigError, RunError, WeightsError, run_command
+from effnet_jax.errors import ConfigError, RunError, Stopped, WeightsError, run_command
 from effnet_jax.predict.growing import GrowingFile
 from tests.disk import failing_disk
 from tests.scripts import REPOSITORY
@@ -104,6 +105,25 @@ def test_an_empty_file_may_become_an_output(trunk, photographs, tmp_path):
     assert predict.main([str(trunk), str(photographs / "00.png"), f"--features={tmp_path / 'f.npz'}"]) == 0
     with np.load(tmp_path / "f.npz") as found:
         assert len(found["features"]) == 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_sigterm_that_python_drops_is_followed_at_the_next_result(weights, photographs, tmp_path):
+    def terminate(phase: str, info: dict) -> None:  # what a callback raises goes no further
+        if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+            gc.callbacks.remove(terminate)
+            signal.raise_signal(signal.SIGTERM)
+
+    gc.callbacks.append(terminate)
+    out = tmp_path / "a.jsonl"
+    try:
+        with pytest.raises(Stopped, match="terminated: .* has the first 0 of 21 images; the same") as stop:
+            predict.main([str(weights), str(photographs), f"--out={out}", "--batch_size=8"])
+    finally:
+        if terminate in gc.callbacks:
+            gc.callbacks.remove(terminate)
+    assert stop.value.status == 143 and not out.read_bytes()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_many_images_show_a_progress_bar(weights, tmp_path, capsys, monkeypatch):
