@@ -27,7 +27,7 @@ def is_one(images: Any) -> bool:
     return (
         isinstance(images, str | os.PathLike | bytes | bytearray | memoryview)
         or hasattr(images, "read")
-        or (hasattr(images, "ndim") and images.ndim < 4)
+        or (hasattr(images, "ndim") and images.ndim in (0, 2, 3))  # with one axis it holds paths
     )
 
 
@@ -40,10 +40,11 @@ def draw(image: ImageLike, number: int) -> Drawn:
       image: a path, the bytes of an image file, an open binary file, or an array of [h, w, 3] with levels 0..255.
       number: how many came before it, for messages.
     """
-    if isinstance(image, str | os.PathLike):
-        return displayed(os.fspath(image)), os.fspath(image)
     name = f"image {number}"
     try:
+        if isinstance(image, str | os.PathLike):
+            path = os.fsdecode(image)
+            return displayed(path), path
         if isinstance(image, bytes | bytearray | memoryview):
             return name, bytes(image)
         if hasattr(image, "read"):
@@ -53,8 +54,8 @@ def draw(image: ImageLike, number: int) -> Drawn:
                 raise DataError(f"{name} is open as text: open it with mode 'rb'")
             return name, data
         return name, check_array(np.asarray(image), name)
-    except OSError as error:
-        return name, DataError(f"{name} cannot be read: {error.strerror or error}")
+    except (OSError, ValueError) as error:  # a file that is closed, a path that no disk can have
+        return name, DataError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}")
     except DataError as error:
         return name, error
 
@@ -145,14 +146,14 @@ def find_images(names: Iterable[str], unread: Unread | None = None) -> list[str]
     """Returns the image files that names stand for, in order: files, folders (with all below), glob patterns.
 
     Args:
-      names: as the user gave them.
+      names: as the user gave them; `~` is expanded.
       unread: counts the files in folders that are no images.
 
     Raises:
       DataError: a name stands for nothing.
     """
     found: list[str] = []
-    for name in names:
+    for name in map(os.path.expanduser, names):
         if os.path.isdir(name):
             here = Unread() if unread is None else unread
             inside = sorted(
