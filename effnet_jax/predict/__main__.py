@@ -13,6 +13,7 @@ not do its work. The same command goes on with an output that is half done, to t
 
 import argparse
 import contextlib
+import io
 import itertools
 import json
 import signal
@@ -133,6 +134,8 @@ def _print(
     """Prints results as text, as a JSON list or as JSON lines, each group of them as soon as it is there."""
     bad = 0
     lines = _json_list if options.json else _json_lines if options.out else _text
+    if lines is not _text and isinstance(sys.stdout, io.TextIOWrapper):  # JSON is UTF-8, whatever a terminal takes
+        sys.stdout.reconfigure(encoding="utf-8")
     with contextlib.closing(model.stream(images, on_error="entry")) as results:  # type: ignore[type-var]
 
         def entries() -> Iterator[dict[str, Any]]:

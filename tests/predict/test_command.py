@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import gc
+import io
 import json
 import os
 import shutil
@@ -39,6 +40,17 @@ def test_text_and_json(weights, photographs, capsys):
     assert len(probabilities) == 3 and probabilities == sorted(probabilities, reverse=True)
     assert result["predictions"][0].keys() == {"class", "index", "probability"}
     assert lines[1].endswith(result["predictions"][0]["class"])
+
+
+@pytest.mark.parametrize("flag", ["--json", "--out=-"])
+def test_json_is_utf_8_where_the_terminal_is_not(weights, photographs, tmp_path, monkeypatch, flag):
+    name = str(tmp_path / "ü\u0085日.png")
+    shutil.copy(photographs / "00.png", name)
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="latin-1"))
+    assert predict.main([str(weights), name, flag]) == 0
+    found = json.loads(written.getvalue().decode())
+    assert (found[0] if flag == "--json" else found)["image"] == name
 
 
 def test_bad_files_are_entries_and_the_status_says_so(weights, photographs, capsys):
