@@ -8,6 +8,7 @@ Names that begin with a dot are this module's own and never count as content.
 import contextlib
 import csv
 import errno
+import glob
 import importlib.util
 import io
 import json
@@ -283,9 +284,20 @@ def write_bytes(path: AnyPath, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def new_file(path: AnyPath) -> Iterator[Path]:
-    """Gives a place beside a file on a disk to write it to: it comes into its own place whole, or not at all."""
+def new_file(path: AnyPath, *, alone: bool = False) -> Iterator[Path]:
+    """Gives a place beside a file on a disk to write it to: it comes into its own place whole, or not at all.
+
+    Args:
+      path: of the file.
+      alone: whether no other process may be writing it: what one left that was killed is then removed first.
+
+    Yields:
+      The hidden place to write to.
+    """
     place = Path(as_path(path))
+    if alone:
+        for left in place.parent.glob(f".{glob.escape(place.name)}.*{_PARTIAL}"):
+            left.unlink(missing_ok=True)
     partial = place.with_name(f".{place.name}.{os.getpid()}-{threading.get_ident()}{_PARTIAL}")
     try:
         yield partial

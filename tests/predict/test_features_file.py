@@ -9,6 +9,7 @@ import pytest
 from effnet_jax.errors import ConfigError, DataError
 from effnet_jax.predict.features_file import FeaturesOutput, check_kind
 from effnet_jax.predict.stream import Result
+from tests.scripts import kill, start
 
 IMAGES = ["a.jpg", "bad.jpg", "ü.jpg", "d.jpg", "e.jpg"]
 VALUES = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
@@ -57,6 +58,16 @@ def test_what_is_half_done_is_gone_on_with(tmp_path):
             (tmp_path / "cut.npz.names").write_bytes(names[:name_size])
             write(tmp_path / "cut.npz")
             assert (tmp_path / "cut.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
+
+
+def test_what_a_killed_process_left_of_the_file_takes_no_room(tmp_path):
+    script = "with files.new_file(sys.argv[1]) as place:\n place.touch()\n print('begun', flush=True)\n time.sleep(60)"
+    process = start(script, tmp_path / "f[1].npz")
+    process.stdout.readline()
+    kill(process)
+    assert len(list(tmp_path.iterdir())) == 1  # hidden, and as large as what was written
+    write(tmp_path / "f[1].npz")
+    assert [path.name for path in tmp_path.iterdir()] == ["f[1].npz"]
 
 
 def test_other_images_are_not_mixed_in(tmp_path):
