@@ -83,9 +83,10 @@ def resize_bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
     rows, *down = _needed_taps(image.shape[0], height)
     columns, *across = _needed_taps(image.shape[1], width)
     # What no tap looks at is left out first: as floats a large photograph would take a gigabyte, a thin one hundreds.
-    for axis, needed in enumerate((rows, columns)):
-        if len(needed) < image.shape[axis]:
-            image = image.take(needed, axis)
+    if len(rows) < image.shape[0]:
+        image = image[rows]
+    if len(columns) < image.shape[1]:
+        image = image.take(columns, axis=1)
     channels = image.shape[2]
     tall = _weighted_rows(image.reshape(len(rows), -1).astype(np.float32), *down)  # [height, w * c]
     turned = tall.reshape(height, len(columns), channels).transpose(1, 0, 2)  # [w, height, c]
