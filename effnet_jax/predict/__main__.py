@@ -109,20 +109,22 @@ def _hearing_sigterm() -> Iterator[threading.Event]:
     What is yielded says that it came: in a callback of the garbage collector Python drops what a handler raises.
     """
     heard = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread only
+    # Signals reach the main thread only, and who called us may have another use for them.
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield heard
         return
 
     def receive(number: int, frame: Any) -> None:
-        signal.signal(number, before)
+        signal.signal(number, signal.SIG_DFL)
         heard.set()
         raise Stopped("SIGTERM", "terminated")
 
-    before = signal.signal(signal.SIGTERM, receive)
+    signal.signal(signal.SIGTERM, receive)
     try:
         yield heard
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 # ---- To the screen ----
