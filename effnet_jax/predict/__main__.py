@@ -149,7 +149,7 @@ def _print(
 
         for number, line in enumerate(lines(entries(), options.threshold), 1):
             print(line, flush=number % model.batch_size == 0)
-    sys.stdout.flush()
+    print(end="", flush=True)
     return _end(len(images), bad)
 
 

@@ -170,9 +170,20 @@ def find_images(names: Iterable[str], unread: Unread | None = None) -> list[str]
         else:
             matches = sorted(match for match in glob.glob(name, recursive=True) if os.path.isfile(match))
             if not matches:
-                kind = "pattern matches no file" if glob.has_magic(name) else "file does not exist"
+                why = "the pattern matches no file" if glob.has_magic(name) else _why_not(name)
                 raise DataError(
-                    f"{displayed(name)}: the {kind}; give image files, folders or patterns such as 'photos/*.jpg'"
+                    f"{displayed(name)}: {why}; give image files, folders or patterns such as 'photos/*.jpg'"
                 )
             found.extend(matches)
     return found
+
+
+def _why_not(name: str) -> str:
+    """Why there is no file of a name: there is none, or it is where this user may not look."""
+    try:
+        os.stat(name)
+    except (FileNotFoundError, ValueError):
+        pass
+    except OSError as error:
+        return f"it cannot be reached ({error.strerror})"
+    return "the file does not exist"

@@ -99,6 +99,7 @@ def test_find_images(image_folder, monkeypatch):
         ("empty", "holds no images"),
         ("nothing.jpg", r"nothing\.jpg: the file does not exist"),
         ("*.jpg", r"\*\.jpg: the pattern matches no file"),
+        ("n" * 300, r"it cannot be reached \(File name too long\)"),  # as where a folder may not be entered
     ):
         with pytest.raises(DataError, match=message):
             find_images([name])
