@@ -5,6 +5,7 @@ status 2 (`run_command`); any other exception is a bug of this package and keeps
 """
 
 import difflib
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -94,8 +95,11 @@ def in_brief(error: BaseException) -> str:
 def run_command(main: Callable[[], int | None]) -> None:
     """Runs a command's `main`: an `EffnetError` becomes one message on stderr and exit status 2.
 
-    A full disk, a refused permission and an interrupt are the user's to cure too, and end the same way.
+    A full disk, a refused permission and an interrupt are the user's to cure too, and end the same way. A name with
+    characters that the terminal does not take is printed with escapes in their place.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = main()
     except EffnetError as error:

@@ -6,8 +6,11 @@ Names that begin with a dot are this module's own and never count as content.
 """
 
 import contextlib
+import csv
 import errno
+import glob
 import importlib.util
+import io
 import json
 import logging
 import math
@@ -15,7 +18,7 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +255,13 @@ def to_json_text(value: Any, indent: int | None = None) -> str:
     return json.dumps(_plain(value), indent=indent, allow_nan=False)
 
 
+def to_csv_line(values: Iterable[Any]) -> str:
+    """Returns a line of CSV with its end, a line feed; a line end within a value, of whatever kind, is quoted."""
+    text = io.StringIO()
+    csv.writer(text).writerow(values)  # with its own end, "\r\n", or a "\r" in a name would not be quoted
+    return text.getvalue().removesuffix("\r\n") + "\n"
+
+
 def _plain(value: Any) -> Any:
     if hasattr(value, "tolist"):  # an array or a scalar of NumPy or JAX
         value = value.tolist()
@@ -293,9 +303,20 @@ def check_writable(path: AnyPath) -> None:
 
 
 @contextlib.contextmanager
-def new_file(path: AnyPath) -> Iterator[Path]:
-    """Gives a place beside a file on a disk to write it to: it comes into its own place whole, or not at all."""
+def new_file(path: AnyPath, *, alone: bool = False) -> Iterator[Path]:
+    """Gives a place beside a file on a disk to write it to: it comes into its own place whole, or not at all.
+
+    Args:
+      path: of the file.
+      alone: whether no other process may be writing it: what one left that was killed is then removed first.
+
+    Yields:
+      The hidden place to write to.
+    """
     place = Path(as_path(path))
+    if alone:
+        for left in place.parent.glob(f".{glob.escape(place.name)}.*{_PARTIAL}"):
+            left.unlink(missing_ok=True)
     partial = place.with_name(f".{place.name}.{os.getpid()}-{threading.get_ident()}{_PARTIAL}")
     try:
         yield partial

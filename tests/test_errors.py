@@ -1,6 +1,7 @@
 """What a command does with a user's mistake: one message, the right exit status, no traceback."""
 
 import errno
+import io
 import os
 
 import pytest
@@ -89,6 +90,13 @@ def test_a_missing_file_is_named(capsys, tmp_path):
 def test_an_interrupt_exits_with_130(capsys):
     assert run(raiser(KeyboardInterrupt())) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_what_a_terminal_does_not_take_is_escaped(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="latin-1"))
+    assert run(lambda: print("dög 日", flush=True)) == 0
+    assert written.getvalue() == b"d\xf6g \\u65e5\n"
 
 
 def test_a_bug_keeps_its_traceback():

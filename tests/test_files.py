@@ -1,7 +1,9 @@
 """Paths and files on a disk: whole or absent after a kill, a full disk or an exception."""
 
+import csv
 import errno
 import importlib.util
+import io
 import os
 from pathlib import Path
 
@@ -196,6 +198,13 @@ def test_json_is_strict(tmp_path):
     text = (tmp_path / "a.json").read_text()
     assert text.startswith('{\n  "nan": null') and text.endswith("}\n") and "NaN" not in text
     assert files.to_json_text({"loss": np.float32("-inf")}) == '{"loss": null}'
+
+
+def test_a_line_of_csv_holds_any_name():
+    values = ["a", 'odd "name",', "of\ntwo lines", "Icon\r", "\r\n", "ü"]
+    line = files.to_csv_line(values)
+    assert line.startswith("a,") and line.endswith("ü\n")
+    assert list(csv.reader(io.StringIO(line + line, newline=""))) == [values, values]
 
 
 def test_json_that_is_missing_or_damaged(tmp_path):

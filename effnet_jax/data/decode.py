@@ -75,8 +75,8 @@ def decode_image(source: bytes | str | os.PathLike, *, name: str | None = None, 
                 data = file.read()
         except FileNotFoundError:
             raise DataError(f"{name}: there is no such file") from None
-        except OSError as error:
-            raise DataError(f"{name} cannot be read: {error.strerror or error}") from None
+        except (OSError, ValueError) as error:  # a path out of a damaged table may hold a zero
+            raise DataError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not data:
         raise DataError(f"{name} is an empty file: copy it again, or remove it")
     image = _decode_jpeg(data, name, min_side) if data[:2] == b"\xff\xd8" else _decode_with_pillow(data, name)

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -155,7 +155,9 @@ class Worker:
                 [sys.executable, "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
             )
         except OSError as error:
-            raise DataError(f"no process that decodes images could be started ({error}): set data.workers=0") from None
+            raise DataError(
+                f"no process to decode images could be started ({error}): set data.workers=0 (--workers=0 of predict)"
+            ) from None
         with contextlib.suppress(OSError):  # whoever asks it for rows is told
             self._send(pickle.dumps(sys.path) + payload)
 
@@ -187,8 +189,8 @@ class Worker:
             ": most likely the machine ran out of memory" if status == -signal.SIGKILL else ": its own words are above"
         )
         return (
-            f"a process that decodes images {how}{why}. Set data.workers lower (it is {self._count}), or to 0, which "
-            "decodes in threads and takes less memory"
+            f"a process that decodes images {how}{why}. Set data.workers lower (--workers of predict; it is "
+            f"{self._count}), or to 0, which decodes in threads and takes less memory"
         )
 
     def end(self) -> None:
@@ -202,17 +204,13 @@ class Worker:
 
 
 def serve() -> None:
-    """What a worker does: fills rows as it is asked to, until its pipe is closed."""
-    answers = os.fdopen(os.dup(1), "wb")
+    """What a worker does: fills rows as it is asked to, until its pipes are closed."""
+    answers = os.fdopen(os.dup(1), "wb", 0)
     os.dup2(2, 1)  # what a library prints is no answer
-    requests = sys.stdin.buffer
-    examples = pickle.load(requests)
+    requests = _requests()
+    examples: Any = next(requests, None)
     blocks: dict[str, mmap.mmap] = {}  # few: they come again and again
-    while True:
-        try:
-            path, count, start, rows = pickle.load(requests)
-        except EOFError:
-            return
+    for path, count, start, rows in requests:
         bad, error = list[Any](), ""
         try:
             if path not in blocks:
@@ -222,8 +220,17 @@ def serve() -> None:
             bad = examples.fill(rows, {k: v[start : start + len(rows)] for k, v in arrays.items()})
         except (DataError, OSError) as problem:
             error = str(problem)
-        pickle.dump((bad, error), answers)
-        answers.flush()
+        try:
+            answers.write(pickle.dumps((bad, error)))
+        except BrokenPipeError:  # nobody is left who waits for them
+            return
+
+
+def _requests() -> Iterator[Any]:
+    """The examples and then what is asked for, until the process that asks has ended, be it in the middle of one."""
+    with contextlib.suppress(EOFError, pickle.UnpicklingError):
+        while True:
+            yield pickle.load(sys.stdin.buffer)
 
 
 class Blocks:

@@ -79,7 +79,7 @@ def resize_bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
     taps = [bicubic_taps(size, wanted) for size, wanted in zip(image.shape[:2], (height, width), strict=True)]
     for axis, (indices, weights) in enumerate(taps):
         if 2 * indices.size <= image.shape[axis]:  # copying costs more than it saves where most are needed
-            image = image.take(indices.ravel(), axis)
+            image = image[indices.ravel()] if axis == 0 else image.take(indices.ravel(), axis)  # copies no crop whole
             taps[axis] = np.arange(indices.size).reshape(indices.shape), weights
     (down, down_weights), (across, across_weights) = taps
     before, channels = image.shape[1:]

@@ -1,11 +1,10 @@
 """An evaluation: a model's answers to a split, their figures, and what they are of."""
 
-import csv
 import dataclasses
 import functools
-import io
 from typing import Any
 
+from effnet_jax import files
 from effnet_jax.data.loader import BadImages
 from effnet_jax.data.sources.base import Source
 from effnet_jax.metrics.answers import Answers
@@ -49,23 +48,20 @@ class Evaluation:
     def as_csv(self) -> str:
         """Returns a table with a line for each example: its name, right class, answers, probabilities, loss."""
         answers, names = self.answers, self.class_names
-        text = io.StringIO()
-        table = csv.writer(text, lineterminator="\n")
         ranks = range(1, answers.top.shape[1] + 1)
         columns = [f"{what}{rank}" for rank in ranks for what in ("answer", "probability")]
-        table.writerow(["image", "class", "class_probability", "loss", *columns])
+        lines = [files.to_csv_line(["image", "class", "class_probability", "loss", *columns])]
         for row in range(len(answers)):
             pairs = zip(answers.top[row], answers.probability[row], strict=True)
-            table.writerow(
-                [
-                    self.source.example_id(int(answers.index[row])),
-                    names[answers.label[row]],
-                    f"{answers.label_probability[row]:.6g}",
-                    f"{answers.loss[row]:.6g}",
-                    *(value for index, share in pairs for value in (names[index], f"{share:.6g}")),
-                ]
-            )
-        return text.getvalue()
+            values = [
+                self.source.example_id(int(answers.index[row])),
+                names[answers.label[row]],
+                f"{answers.label_probability[row]:.6g}",
+                f"{answers.loss[row]:.6g}",
+                *(value for index, share in pairs for value in (names[index], f"{share:.6g}")),
+            ]
+            lines.append(files.to_csv_line(values))
+        return "".join(lines)
 
     def words(self) -> list[str]:
         """Says the figures."""

@@ -13,9 +13,12 @@ not do its work. The same command goes on with an output that is half done, to t
 
 import argparse
 import contextlib
+import io
 import itertools
 import json
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -38,7 +41,11 @@ _SHOWN_FROM = 17  # images from which a terminal gets a progress bar
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command. Returns its exit status: 1 where some images could not be read, else 0."""
-    options = _parse(arguments)
+    with _hearing_sigterm() as heard:
+        return _run(_parse(arguments), heard)
+
+
+def _run(options: argparse.Namespace, heard: threading.Event) -> int:
     out = local_path(options.features or options.out) if options.features or options.out not in ("", "-") else None
     if out is not None:  # before anything takes time
         check_kind(out) if options.features else text_kind(out)
@@ -59,8 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if out is None:
         assert isinstance(model, Classifier)
         told = Told(model.class_names, options.top, options.threshold)
-        return _print(images, model, told, options)
-    return _write(images, model, out, options)
+        return _print(images, model, told, options, heard)
+    return _write(images, model, out, options, heard)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -94,24 +101,54 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+@contextlib.contextmanager
+def _hearing_sigterm() -> Iterator[threading.Event]:
+    """Lets SIGTERM, by which clouds and queues end a process, stop as Ctrl-C does; a second one ends at once.
+
+    What is yielded says that it came: in a callback of the garbage collector Python drops what a handler raises.
+    """
+    heard = threading.Event()
+    # Signals reach the main thread only, and who called us may have another use for them.
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield heard
+        return
+
+    def receive(number: int, frame: Any) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        heard.set()
+        raise Stopped("SIGTERM", "terminated")
+
+    signal.signal(signal.SIGTERM, receive)
+    try:
+        yield heard
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 # ---- To the screen ----
 
 
-def _print(images: list[str], model: Classifier, told: Told, options: argparse.Namespace) -> int:
+def _print(
+    images: list[str], model: Classifier, told: Told, options: argparse.Namespace, heard: threading.Event
+) -> int:
     """Prints results as text, as a JSON list or as JSON lines, each group of them as soon as it is there."""
     bad = 0
     lines = _json_list if options.json else _json_lines if options.out else _text
+    if lines is not _text and isinstance(sys.stdout, io.TextIOWrapper):  # JSON is UTF-8, whatever a terminal takes
+        sys.stdout.reconfigure(encoding="utf-8")
     with contextlib.closing(model.stream(images, on_error="entry")) as results:  # type: ignore[type-var]
 
         def entries() -> Iterator[dict[str, Any]]:
             nonlocal bad
-            for path, result in zip(images, _with_progress(results, len(images)), strict=True):
+            shown = _until(heard, _with_progress(results, len(images)))
+            for path, result in zip(images, shown, strict=True):
                 bad += result.values is None
                 yield told(path, result)
 
         for number, line in enumerate(lines(entries(), options.threshold), 1):
             print(line, flush=number % model.batch_size == 0)
-    sys.stdout.flush()
+    print(end="", flush=True)
     return _end(len(images), bad)
 
 
@@ -146,6 +183,13 @@ def _end(count: int, bad: int, where: str = "") -> int:
     return 1 if bad else 0
 
 
+def _until(heard: threading.Event, results: Iterable[Result]) -> Iterator[Result]:
+    for result in results:
+        if heard.is_set():
+            raise Stopped("SIGTERM", "terminated")
+        yield result
+
+
 def _with_progress(results: Iterable[Result], total: int, done: int = 0) -> Iterator[Result]:
     """Shows a progress bar on a terminal where there are more than a few."""
     if total < _SHOWN_FROM or not sys.stderr.isatty():
@@ -167,9 +211,13 @@ def _with_progress(results: Iterable[Result], total: int, done: int = 0) -> Iter
 # ---- To a file ----
 
 
+def _filled(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
+
+
 def _begun(out: Path) -> bool:
     """Whether there is something of an output."""
-    return any(path.exists() and path.stat().st_size for path in (out, *parts(out)))
+    return any(map(_filled, (out, *parts(out))))
 
 
 def _batch_size_before(out: Path | None) -> int:
@@ -179,7 +227,13 @@ def _batch_size_before(out: Path | None) -> int:
     return size if isinstance(size, int) and size > 0 else 0
 
 
-def _write(images: list[str], model: Classifier | FeatureExtractor, out: Path, options: argparse.Namespace) -> int:
+def _write(
+    images: list[str],
+    model: Classifier | FeatureExtractor,
+    out: Path,
+    options: argparse.Namespace,
+    heard: threading.Event,
+) -> int:
     """Writes results into a file, or goes on with it."""
     about = {
         "weights": weights_identity(model.metadata),
@@ -191,50 +245,54 @@ def _write(images: list[str], model: Classifier | FeatureExtractor, out: Path, o
     }
     if isinstance(model, Classifier):
         about |= {"top": options.top, "threshold": options.threshold}
-    fresh = not _begun(out)
-    if not fresh:
+    if options.features and _filled(out):
         check_same(out, about)
-    if options.features and out.exists():
         return _features_there(images, out)
     files.make_folder(out.parent)
-    if fresh:  # before the first result, which would be nobody's without it
-        keep_about(out, about)
     output: TextOutput | FeaturesOutput
     if isinstance(model, Classifier):
-        told = Told(model.class_names, options.top, options.threshold)
-        output = TextOutput(out, told, images, model.batch_size)
+        output = TextOutput(out, Told(model.class_names, options.top, options.threshold), images)
     else:
-        output = FeaturesOutput(out, model.width, images, model.batch_size)
-    with contextlib.closing(output):
+        output = FeaturesOutput(out, model.width, images)
+    with contextlib.closing(output):  # no other process's while it is open, so what is said of it is true
+        if _begun(out):
+            check_same(out, about)
+        else:  # before the first result, which would be nobody's without it
+            keep_about(out, about)
+        output.resume(model.batch_size)
         keep_about(out, about)
         began, before = time.monotonic(), output.done
         if before:
             print(f"{out} has {before:,} of {len(images):,} images: going on from there", file=sys.stderr)
-        _fill(output, model, images, out)
-        seconds = time.monotonic() - began
-        if isinstance(output, FeaturesOutput):
-            keep_about(out, about | {"finished": {"listing": listing_identity(images), "bad": output.bad}})
-            output.finish()
+        try:
+            _fill(output, model, images, heard)
+            seconds = time.monotonic() - began
+            if isinstance(output, FeaturesOutput):
+                keep_about(out, about | {"finished": {"listing": listing_identity(images), "bad": output.bad}})
+                output.finish()
+        except KeyboardInterrupt as stop:
+            raise Stopped(
+                getattr(stop, "signal", "SIGINT"),
+                f"{str(stop) or 'interrupted'}: {out} has the first {output.done:,} of {len(images):,} images; "
+                "the same command goes on",
+            ) from None
     speed = f" ({(len(images) - before) / seconds:,.1f} images/s)" if len(images) > before else ""
     print(f"wrote {out}: {len(images):,} images{speed}", file=sys.stderr)
     return _end(len(images), output.bad, f", listed with the reason in {out}")
 
 
 def _fill(
-    output: TextOutput | FeaturesOutput, model: Classifier | FeatureExtractor, images: list[str], out: Path
+    output: TextOutput | FeaturesOutput,
+    model: Classifier | FeatureExtractor,
+    images: list[str],
+    heard: threading.Event,
 ) -> None:
     """Computes what an output lacks, and appends it batch by batch."""
     rest = itertools.islice(images, output.done, None)
     with contextlib.closing(model.stream(rest, on_error="entry")) as results:  # type: ignore[type-var]
-        shown = _with_progress(results, len(images), output.done)
-        try:
-            while batch := list(itertools.islice(shown, model.batch_size)):
-                output.write(batch)
-        except KeyboardInterrupt:
-            raise Stopped(
-                "SIGINT",
-                f"interrupted: {out} has the first {output.done:,} of {len(images):,} images; the same command goes on",
-            ) from None
+        shown = _until(heard, _with_progress(results, len(images), output.done))
+        while batch := list(itertools.islice(shown, model.batch_size)):
+            output.write(batch)
 
 
 def _features_there(images: list[str], out: Path) -> int:

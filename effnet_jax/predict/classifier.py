@@ -51,6 +51,7 @@ class _Predictor:
         model, variables, metadata = load_weights(path, **settings)
         assert isinstance(model, EfficientNet)
         self.metadata: Metadata = dataclasses.replace(metadata, resolution=resolution or metadata.resolution)
+        self._path = path
         self._check(path)
         # Of this process alone: others may classify other images, or none.
         partition = make_partition("pjit", jax.local_devices() if devices is None else devices)
@@ -95,6 +96,7 @@ class _Predictor:
 
         Raises:
           DataError: an image that cannot be decoded, or an array of another shape or range.
+          WeightsError: the model gives values that are no finite numbers.
         """
         rows = [result.values for result in self.stream(images) if result.values is not None]  # else it raises
         return np.stack(rows) if rows else np.empty((0, self.width), np.float32)
@@ -111,6 +113,7 @@ class _Predictor:
 
         Raises:
           DataError: an image that cannot be read, after the results of those before it.
+          WeightsError: the model gives values that are no finite numbers.
           ConfigError: another `on_error`.
         """
         if on_error not in ON_ERROR:
@@ -130,6 +133,11 @@ class _Predictor:
                 for result in batch:
                     if result.error and on_error == "raise":
                         raise DataError(result.error)
+                    if result.values is not None and not np.isfinite(result.values).all():
+                        raise WeightsError(
+                            f"{self._path} gives values that are no finite numbers, as weights do whose training came "
+                            "to a loss that was none: take them from an earlier checkpoint, or other weights"
+                        )
                     yield result
 
 

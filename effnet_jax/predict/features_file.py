@@ -31,19 +31,18 @@ _Told = Callable[[], Iterable[dict[str, str]]]  # what `OUT.names` says of each 
 class FeaturesOutput:
     """Rows of features on their way into a file."""
 
-    def __init__(self, out: Path, width: int, images: Sequence[str], batch_size: int) -> None:
-        """Opens the two files, to go on where they end.
+    def __init__(self, out: Path, width: int, images: Sequence[str]) -> None:
+        """Opens the two files, which are this process's alone from then on. What is in them stays as it is.
 
         Args:
           out: what they become, `.npz` or `.parquet`.
           width: features of an image.
           images: paths of all images, in order.
-          batch_size: images that are computed together: the files are cut to whole batches.
 
         Raises:
           ConfigError: another ending, or Parquet without pyarrow.
-          DataError: what is in them are not features of the first of these images.
           PathError: they cannot be written.
+          RunError: another process writes them.
         """
         check_kind(out)
         self._out, self._width, self._images = out, width, images
@@ -53,10 +52,18 @@ class FeaturesOutput:
             opened.callback(self._names.close)
             self._rows = GrowingFile(rows)
             opened.callback(self._rows.close)
-            self.done, self.bad = self._resume(batch_size)
             self._opened = opened.pop_all()
+        self.done = self.bad = 0
 
-    def _resume(self, batch_size: int) -> tuple[int, int]:
+    def resume(self, batch_size: int) -> None:
+        """Goes on where the files end.
+
+        Args:
+          batch_size: images that are computed together: the files are cut to whole batches.
+
+        Raises:
+          DataError: what is in them are not features of the first of these images.
+        """
         rows = os.path.getsize(self._rows.path) // (4 * self._width)
         kept = (0, 0, 0)
         count = bad = size = 0
@@ -78,7 +85,7 @@ class FeaturesOutput:
                 kept = count, bad, size
         self._names.cut(kept[2])
         self._rows.cut((kept[0] - kept[1]) * 4 * self._width)
-        return kept[:2]
+        self.done, self.bad = kept[:2]
 
     def _records(self) -> Iterator[bytes]:
         with open(self._names.path, "rb") as file:
@@ -109,7 +116,7 @@ class FeaturesOutput:
           DiskError: there is no room for it; the rows stay, so that the same command makes it.
         """
         try:
-            with files.new_file(self._out) as place, open(self._rows.path, "rb") as rows:
+            with files.new_file(self._out, alone=True) as place, open(self._rows.path, "rb") as rows:
                 write = _write_npz if self._out.suffix.lower() == ".npz" else _write_parquet
                 write(place, rows, self._told, self.done - self.bad, self._width)
         except OSError as error:

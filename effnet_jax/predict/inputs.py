@@ -27,11 +27,11 @@ def is_one(images: Any) -> bool:
     return (
         isinstance(images, str | os.PathLike | bytes | bytearray | memoryview)
         or hasattr(images, "read")
-        or (hasattr(images, "ndim") and images.ndim < 4)
+        or (hasattr(images, "ndim") and images.ndim in (0, 2, 3))  # with one axis it holds paths
     )
 
 
-def draw(image: ImageLike, number: int) -> Drawn:
+def draw(image: ImageLike, number: int, *, lent: bool = False) -> Drawn:
     """Takes an image out of the caller's hands: an open file is read to its end, an array is looked at.
 
     Paths are not opened yet: that is the decoders' work.
@@ -39,11 +39,13 @@ def draw(image: ImageLike, number: int) -> Drawn:
     Args:
       image: a path, the bytes of an image file, an open binary file, or an array of [h, w, 3] with levels 0..255.
       number: how many came before it, for messages.
+      lent: whether an array may have other levels once the next image is asked for: it is copied.
     """
-    if isinstance(image, str | os.PathLike):
-        return displayed(os.fspath(image)), os.fspath(image)
     name = f"image {number}"
     try:
+        if isinstance(image, str | os.PathLike):
+            path = os.fsdecode(image)
+            return displayed(path), path
         if isinstance(image, bytes | bytearray | memoryview):
             return name, bytes(image)
         if hasattr(image, "read"):
@@ -52,9 +54,10 @@ def draw(image: ImageLike, number: int) -> Drawn:
             if not isinstance(data, bytes):
                 raise DataError(f"{name} is open as text: open it with mode 'rb'")
             return name, data
-        return name, check_array(np.asarray(image), name)
-    except OSError as error:
-        return name, DataError(f"{name} cannot be read: {error.strerror or error}")
+        levels = check_array(np.asarray(image), name)
+        return name, levels.copy() if lent else levels
+    except (OSError, ValueError) as error:  # a file that is closed, a path that no disk can have
+        return name, DataError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}")
     except DataError as error:
         return name, error
 
@@ -145,14 +148,14 @@ def find_images(names: Iterable[str], unread: Unread | None = None) -> list[str]
     """Returns the image files that names stand for, in order: files, folders (with all below), glob patterns.
 
     Args:
-      names: as the user gave them.
+      names: as the user gave them; `~` is expanded.
       unread: counts the files in folders that are no images.
 
     Raises:
       DataError: a name stands for nothing.
     """
     found: list[str] = []
-    for name in names:
+    for name in map(os.path.expanduser, names):
         if os.path.isdir(name):
             here = Unread() if unread is None else unread
             inside = sorted(
@@ -169,9 +172,20 @@ def find_images(names: Iterable[str], unread: Unread | None = None) -> list[str]
         else:
             matches = sorted(match for match in glob.glob(name, recursive=True) if os.path.isfile(match))
             if not matches:
-                kind = "pattern matches no file" if glob.has_magic(name) else "file does not exist"
+                why = "the pattern matches no file" if glob.has_magic(name) else _why_not(name)
                 raise DataError(
-                    f"{displayed(name)}: the {kind}; give image files, folders or patterns such as 'photos/*.jpg'"
+                    f"{displayed(name)}: {why}; give image files, folders or patterns such as 'photos/*.jpg'"
                 )
             found.extend(matches)
     return found
+
+
+def _why_not(name: str) -> str:
+    """Why there is no file of a name: there is none, or it is where this user may not look."""
+    try:
+        os.stat(name)
+    except (FileNotFoundError, ValueError):
+        pass
+    except OSError as error:
+        return f"it cannot be reached ({error.strerror})"
+    return "the file does not exist"

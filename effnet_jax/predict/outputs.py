@@ -10,8 +10,9 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from effnet_jax import files
 from effnet_jax.data.sources.listing import displayed
 from effnet_jax.errors import ConfigError, DataError
 from effnet_jax.predict.classifier import predictions
@@ -20,21 +21,6 @@ from effnet_jax.predict.stream import Result
 
 UNKNOWN = "unknown"
 _ENDINGS = {".jsonl": "json", ".ndjson": "json", ".csv": "csv"}
-
-
-class Output(Protocol):
-    """A file of results, in the order of the images."""
-
-    done: int  # images that are in it
-    bad: int  # of them, those that could not be read
-
-    def write(self, results: Sequence[Result]) -> None:
-        """Appends the results of the next images."""
-        ...
-
-    def close(self) -> None:
-        """Flushes and closes, finished or not."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,16 +70,11 @@ class _Csv:
         self._columns = ["image", *["class"] * bool(told.threshold)]
         self._count = count
         numbered = [f"{key}_{rank}" for rank in range(1, count + 1) for key in ("class", "index", "probability")]
-        self.header = self._line([*self._columns, *numbered, "error"]).encode()
-
-    def _line(self, values: Sequence[Any]) -> str:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerow(values)
-        return text.getvalue()
+        self.header = files.to_csv_line([*self._columns, *numbered, "error"]).encode()
 
     def record(self, told: dict[str, Any]) -> str:
         listed = [value for row in told.get("predictions", ()) for value in row.values()] or [""] * (3 * self._count)
-        return self._line([*(told.get(key, "") for key in self._columns), *listed, told.get("error", "")])
+        return files.to_csv_line([*(told.get(key, "") for key in self._columns), *listed, told.get("error", "")])
 
     def is_whole(self, record: bytes) -> bool:
         return record.count(b'"') % 2 == 0  # a line end within quotes ends no record
@@ -118,30 +99,33 @@ def text_kind(out: Path) -> str:
 class TextOutput:
     """JSON lines or CSV."""
 
-    def __init__(self, out: Path, told: Told, images: Sequence[str], batch_size: int) -> None:
-        """Opens the file, to go on where it ends.
+    def __init__(self, out: Path, told: Told, images: Sequence[str]) -> None:
+        """Opens the file, which is this process's alone from then on. What is in it stays as it is.
 
         Args:
           out: its ending says which of the two it is.
           told: how results are told.
           images: paths of all images that it will have, in order.
+
+        Raises:
+          PathError: it cannot be written.
+          RunError: another process writes it.
+        """
+        self._out, self._told, self._images = out, told, images
+        self._format: _JsonLines | _Csv = _JsonLines() if text_kind(out) == "json" else _Csv(told)
+        self._file = GrowingFile(out)
+        self.done = self.bad = 0
+
+    def resume(self, batch_size: int) -> None:
+        """Goes on where the file ends.
+
+        Args:
           batch_size: images that are computed together: it is cut to whole batches.
 
         Raises:
           DataError: what is in it are not results of the first of these images.
-          PathError: it cannot be written.
         """
-        self._told, self._images = told, images
-        self._format: _JsonLines | _Csv = _JsonLines() if text_kind(out) == "json" else _Csv(told)
-        self._file = GrowingFile(out)
-        try:
-            self.done, self.bad = self._resume(out, batch_size)
-        except BaseException:
-            self._file.close()
-            raise
-
-    def _resume(self, out: Path, batch_size: int) -> tuple[int, int]:
-        count = bad = 0
+        out, count, bad = self._out, 0, 0
         with open(out, "rb") as file:
             records = whole_records(file, self._format.is_whole)
             if self._format.header:
@@ -165,7 +149,7 @@ class TextOutput:
             self._write(self._format.header)
         else:
             self._file.cut(kept[2])
-        return kept[:2]
+        self.done, self.bad = kept[:2]
 
     def _read(self, record: bytes, out: Path) -> tuple[str, bool]:
         try:
@@ -174,8 +158,7 @@ class TextOutput:
             raise DataError(f"{out} has lines that are no results: give another name, or remove it") from None
 
     def _write(self, data: bytes) -> None:
-        done = self.done if hasattr(self, "done") else 0
-        self._file.write(data, f"the first {done:,} of {len(self._images):,} images")
+        self._file.write(data, f"the first {self.done:,} of {len(self._images):,} images")
 
     def write(self, results: Sequence[Result]) -> None:
         """Appends the results of the next images.

@@ -148,3 +148,24 @@ def test_a_worker_ends_with_its_process_and_not_with_its_group(image_folder):
         while os.path.exists(f"/proc/{worker}") and time.monotonic() < until:
             time.sleep(0.05)
         assert not os.path.exists(f"/proc/{worker}")
+
+
+BUSY = """
+import sys, time
+from effnet_jax.data.decoders import Decoders
+from effnet_jax.data.view import EvaluationView
+from effnet_jax.predict.inputs import ViewedImages, draw
+rows = Decoders(ViewedImages(EvaluationView(32)), workers=1).fill([(0, draw(sys.argv[1], 0))])
+time.sleep(60)
+"""
+
+
+def test_a_worker_that_is_at_an_image_when_its_process_is_killed_ends_without_a_word(tmp_path):
+    os.mkfifo(tmp_path / "slow.png")
+    command = [sys.executable, "-c", BUSY, str(tmp_path / "slow.png")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        assert process.stderr
+        with open(tmp_path / "slow.png", "wb"):  # once the worker reads it
+            process.kill()
+            process.wait()
+        assert process.stderr.read() == b""  # to the end of the worker, who has it too

@@ -1,7 +1,10 @@
 """The example of a server answers, and refuses what it should. Needs the extra `serve`."""
 
+import concurrent.futures
 import importlib.util
 import io
+import threading
+import time
 import warnings
 
 import numpy as np
@@ -64,3 +67,25 @@ def test_requests_that_are_refused(served, monkeypatch):
     assert client.post("/classify", files=[("images", encoded(1))]).status_code == 413
     assert client.post("/classify?top=0", files=[("images", encoded(1))]).status_code == 422
     assert client.post("/classify").status_code == 422
+
+
+def test_a_crowd_is_served_in_turns(served, monkeypatch):
+    """Decoded photographs are large: those of forty requests at once are more than a machine's memory."""
+    _, module, client = served
+    lock, at_work, most = threading.Lock(), 0, 0
+    stream = module.classify.stream
+
+    def counted(*arguments, **options):
+        nonlocal at_work, most
+        with lock:
+            at_work += 1
+            most = max(most, at_work)
+        time.sleep(0.02)
+        yield from stream(*arguments, **options)
+        with lock:
+            at_work -= 1
+
+    monkeypatch.setattr(module.classify, "stream", counted)
+    with concurrent.futures.ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(lambda _: client.post("/classify", files=[("images", encoded(9))]), range(12)))
+    assert [answer.status_code for answer in answers] == [200] * 12 and most <= 2

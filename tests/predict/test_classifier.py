@@ -89,6 +89,16 @@ def test_a_temperature_divides_the_logits(weights, classify, tmp_path):
     np.testing.assert_allclose(hot(images), np.exp(logits) / np.exp(logits).sum(1, keepdims=True), rtol=1e-3)
 
 
+def test_weights_that_give_no_numbers(weights, tmp_path):
+    variables, metadata = read_weights(weights)
+    variables["params"]["classifier"]["bias"] = np.float32([0] * 9 + [np.nan])
+    write_weights(tmp_path / "diverged", variables, metadata)
+    classify = load_classifier(tmp_path / "diverged", batch_size=1, devices=jax.devices()[:1])
+    stream = classify.stream([np.zeros((8, 8, 3), np.uint8)], on_error="entry")
+    with pytest.raises(WeightsError, match="diverged gives values that are no finite numbers"):
+        next(stream)
+
+
 def test_features_are_what_the_classifier_takes(weights, trunk, classify):
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
     features = load_features(weights, batch_size=4, devices=jax.devices()[:1])

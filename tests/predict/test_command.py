@@ -1,6 +1,9 @@
 """The command: what it prints and writes, its exit status, and how it ends where the world is not as it should be."""
 
+import contextlib
 import errno
+import gc
+import io
 import json
 import os
 import shutil
@@ -14,7 +17,8 @@ import pytest
 from PIL import Image
 
 from effnet_jax import predict
-from effnet_jax.errors import ConfigError, WeightsError, run_command
+from effnet_jax.errors import ConfigError, RunError, Stopped, WeightsError, run_command
+from effnet_jax.predict.growing import GrowingFile
 from tests.disk import failing_disk
 from tests.scripts import REPOSITORY
 
@@ -36,6 +40,17 @@ def test_text_and_json(weights, photographs, capsys):
     assert len(probabilities) == 3 and probabilities == sorted(probabilities, reverse=True)
     assert result["predictions"][0].keys() == {"class", "index", "probability"}
     assert lines[1].endswith(result["predictions"][0]["class"])
+
+
+@pytest.mark.parametrize("flag", ["--json", "--out=-"])
+def test_json_is_utf_8_where_the_terminal_is_not(weights, photographs, tmp_path, monkeypatch, flag):
+    name = str(tmp_path / "ü\u0085日.png")
+    shutil.copy(photographs / "00.png", name)
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="latin-1"))
+    assert predict.main([str(weights), name, flag]) == 0
+    found = json.loads(written.getvalue().decode())
+    assert (found[0] if flag == "--json" else found)["image"] == name
 
 
 def test_bad_files_are_entries_and_the_status_says_so(weights, photographs, capsys):
@@ -83,6 +98,44 @@ def test_features_need_no_classifier(trunk, photographs, tmp_path, capsys):
         predict.main([str(trunk), str(photographs / "00.png"), *arguments[2:]])
     with pytest.raises(WeightsError, match="has no classifier"):
         predict.main([str(trunk), str(photographs)])
+
+
+@pytest.mark.parametrize("flag", ["--out=a.jsonl", "--features=a.npz"])
+def test_a_second_process_leaves_an_output_that_is_begun_as_it_is(weights, photographs, tmp_path, monkeypatch, flag):
+    """Until its first batch is done, an output is an empty file, and what it is made with is all that it has."""
+    monkeypatch.chdir(tmp_path)
+    name = flag.partition("=")[2]
+    with contextlib.closing(GrowingFile(name if name.endswith("jsonl") else f"{name}.names")):
+        Path(f"{name}.about.json").write_text("of the first")
+        with pytest.raises(RunError, match="is being written by another process"):
+            predict.main([str(weights), str(photographs), flag])
+        assert Path(f"{name}.about.json").read_text() == "of the first"
+
+
+def test_an_empty_file_may_become_an_output(trunk, photographs, tmp_path):
+    (tmp_path / "f.npz").touch()  # as mktemp makes one
+    assert predict.main([str(trunk), str(photographs / "00.png"), f"--features={tmp_path / 'f.npz'}"]) == 0
+    with np.load(tmp_path / "f.npz") as found:
+        assert len(found["features"]) == 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_sigterm_that_python_drops_is_followed_at_the_next_result(weights, photographs, tmp_path):
+    def terminate(phase: str, info: dict) -> None:  # what a callback raises goes no further
+        if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+            gc.callbacks.remove(terminate)
+            signal.raise_signal(signal.SIGTERM)
+
+    gc.callbacks.append(terminate)
+    out = tmp_path / "a.jsonl"
+    try:
+        with pytest.raises(Stopped, match="terminated: .* has the first 0 of 21 images; the same") as stop:
+            predict.main([str(weights), str(photographs), f"--out={out}", "--batch_size=8"])
+    finally:
+        if terminate in gc.callbacks:
+            gc.callbacks.remove(terminate)
+    assert stop.value.status == 143 and not out.read_bytes()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_many_images_show_a_progress_bar(weights, tmp_path, capsys, monkeypatch):
@@ -155,7 +208,11 @@ def test_a_kill_and_an_interrupt_in_the_middle(weights, many, tmp_path):
     def lines() -> int:
         return out.read_bytes().count(b"\n") if out.exists() else 0
 
-    for sent, status in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)):
+    for sent, status, told in (
+        (signal.SIGKILL, -signal.SIGKILL, ""),
+        (signal.SIGTERM, 143, "terminated: "),
+        (signal.SIGINT, 130, "interrupted: "),
+    ):
         before = lines()
         with subprocess.Popen(line, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True) as process:
             while lines() <= before + 20:
@@ -163,7 +220,7 @@ def test_a_kill_and_an_interrupt_in_the_middle(weights, many, tmp_path):
             process.send_signal(sent)
             _, errors = process.communicate(timeout=600)
             assert process.returncode == status
-    assert "interrupted" in errors and "the same command goes on" in errors
+        assert told in errors and ("the same command goes on" in errors) == bool(told)
     kept = out.read_bytes()
     assert 40 < kept.count(b"\n") < 4000 and kept.endswith(b"\n")
     names = [Path(row.split(",")[0]).name for row in kept.decode().splitlines()[1:]]

@@ -1,5 +1,6 @@
 """Files of features: what is in them, and the same after any cut."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from effnet_jax.errors import ConfigError, DataError
 from effnet_jax.predict.features_file import FeaturesOutput, check_kind
 from effnet_jax.predict.stream import Result
+from tests.scripts import kill, start
 
 IMAGES = ["a.jpg", "bad.jpg", "ü.jpg", "d.jpg", "e.jpg"]
 VALUES = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
@@ -18,12 +20,12 @@ GOOD = [0, 2, 3, 4]
 
 
 def write(out, images=IMAGES, stop=None):
-    output = FeaturesOutput(out, 3, images, 2)
-    for start in range(output.done, stop or len(images), 2):
-        output.write(RESULTS[start : start + 2])
-    if stop is None:
-        output.finish()
-    output.close()
+    with contextlib.closing(FeaturesOutput(out, 3, images)) as output:
+        output.resume(2)
+        for start in range(output.done, stop or len(images), 2):
+            output.write(RESULTS[start : start + 2])
+        if stop is None:
+            output.finish()
     return output
 
 
@@ -58,6 +60,16 @@ def test_what_is_half_done_is_gone_on_with(tmp_path):
             assert (tmp_path / "cut.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
 
 
+def test_what_a_killed_process_left_of_the_file_takes_no_room(tmp_path):
+    script = "with files.new_file(sys.argv[1]) as place:\n place.touch()\n print('begun', flush=True)\n time.sleep(60)"
+    process = start(script, tmp_path / "f[1].npz")
+    process.stdout.readline()
+    kill(process)
+    assert len(list(tmp_path.iterdir())) == 1  # hidden, and as large as what was written
+    write(tmp_path / "f[1].npz")
+    assert [path.name for path in tmp_path.iterdir()] == ["f[1].npz"]
+
+
 def test_other_images_are_not_mixed_in(tmp_path):
     write(tmp_path / "f.npz", stop=4)
     with pytest.raises(DataError, match="which is not so"):
@@ -68,7 +80,7 @@ def test_other_images_are_not_mixed_in(tmp_path):
 
 
 def test_none_can_be_read(tmp_path):
-    output = FeaturesOutput(tmp_path / "f.npz", 3, ["bad.jpg"], 2)
+    output = FeaturesOutput(tmp_path / "f.npz", 3, ["bad.jpg"])
     output.write([RESULTS[1]])
     output.finish()
     with np.load(tmp_path / "f.npz") as found:

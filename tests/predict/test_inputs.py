@@ -1,6 +1,7 @@
 """What is taken for an image, and what is refused with the cure."""
 
 import io
+import os
 
 import numpy as np
 import pytest
@@ -43,32 +44,37 @@ def test_arrays_that_are():
 def test_one_image_is_told_from_many():
     one = ["a.jpg", b"bytes", io.BytesIO(b"x"), np.zeros((8, 8, 3)), np.zeros((8, 8))]
     assert all(map(is_one, one))
-    assert not any(map(is_one, [one, np.zeros((2, 8, 8, 3)), iter(one)]))
+    assert not any(map(is_one, [one, np.zeros((2, 8, 8, 3)), iter(one), np.array(["a.jpg", "b.jpg"])]))
 
 
 def test_files_and_their_bytes_are_the_same_image(golden):
     path = golden / "preprocess" / "china.jpg"
     examples = ViewedImages(EvaluationView(32))
     with open(path, "rb") as file:
-        images = [path, str(path), path.read_bytes(), file]
+        with os.scandir(os.fsencode(path.parent)) as folder:  # whose paths are bytes, and no image's
+            (entry,) = (entry for entry in folder if entry.name == b"china.jpg")
+        images = [path, str(path), path.read_bytes(), file, entry]
         rows = [(row, draw(image, row)) for row, image in enumerate(images)]
-    out = {"image": np.ones((5, 32, 32, 3), np.float32)}
-    assert examples.fill([*rows, (4, None)], out) == []
-    for row in range(1, 4):
+    out = {"image": np.ones((6, 32, 32, 3), np.float32)}
+    assert examples.fill([*rows, (5, None)], out) == []
+    for row in range(1, 5):
         np.testing.assert_array_equal(out["image"][row], out["image"][0])
-    assert out["image"][0].any() and not out["image"][4].any()
+    assert out["image"][0].any() and not out["image"][5].any()
 
 
 def test_what_cannot_be_read_leaves_its_row_empty(tmp_path, golden):
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff nonsense")
     text = open(__file__)  # noqa: SIM115
-    with text:
-        images = [tmp_path / "broken.jpg", tmp_path / "gone.jpg", b"", np.zeros((8, 8)), text]
+    with text, open(__file__, "rb") as closed:
+        closed.close()
+        files = [tmp_path / "broken.jpg", tmp_path / "gone.jpg"]
+        images = [*files, b"", np.zeros((8, 8)), text, closed, "a\0.jpg", "\ud800"]
         rows = [(row + 3, draw(image, row)) for row, image in enumerate(images)]
-    out = {"image": np.ones((5, 32, 32, 3), np.float32)}
+    out = {"image": np.ones((8, 32, 32, 3), np.float32)}
     bad = dict(ViewedImages(EvaluationView(32)).fill(rows, out))
-    assert list(bad) == [3, 4, 5, 6, 7] and not out["image"].any()
+    assert list(bad) == [3, 4, 5, 6, 7, 8, 9, 10] and not out["image"].any()
     expected = ("broken.jpg", "no such file", "image 2 is an empty", "image 3 of shape", "as text")
+    expected += ("closed file", "embedded null byte", "image 7 cannot be read")
     for words, error in zip(expected, bad.values(), strict=True):
         assert words in error
 
@@ -86,11 +92,14 @@ def test_find_images(image_folder, monkeypatch):
         "train/notes.txt",
     ]
     assert len(find_images(["**/cat/*.jpg"])) == 8
+    monkeypatch.setenv("HOME", str(root))  # which a shell does not expand in a pattern in quotes
+    assert find_images(["~/test/cat/*.jpg"]) == [str(root / "test" / "cat" / f"00{index}.jpg") for index in (0, 1)]
     (root / "empty").mkdir()
     for name, message in (
         ("empty", "holds no images"),
         ("nothing.jpg", r"nothing\.jpg: the file does not exist"),
         ("*.jpg", r"\*\.jpg: the pattern matches no file"),
+        ("n" * 300, r"it cannot be reached \(File name too long\)"),  # as where a folder may not be entered
     ):
         with pytest.raises(DataError, match=message):
             find_images([name])

@@ -1,5 +1,6 @@
 """JSON lines and CSV: valid at any moment, and the same to the byte after any cut."""
 
+import contextlib
 import csv
 import json
 import random
@@ -14,7 +15,7 @@ from effnet_jax.predict.outputs import TextOutput, Told, text_kind
 from effnet_jax.predict.stream import Result
 
 NAMES = ("cat", 'a "quoted", name', "dög")
-IMAGES = ["a.jpg", 'odd "name",\nof two lines.jpg', "ü.jpg", "bad.jpg", "\udcff.jpg", "e.jpg", "f.jpg"]
+IMAGES = ["a.jpg", 'odd "name",\nof two lines.jpg', "ü.jpg", "bad.jpg", "\udcff.jpg", "e\r.jpg", "f.jpg"]
 RESULTS = [
     Result(None, 'it is "bad",\nreally') if path == "bad.jpg" else Result(np.float32([index, 3, 2]) / (index + 5))
     for index, path in enumerate(IMAGES)
@@ -22,10 +23,10 @@ RESULTS = [
 
 
 def write(out, told, images=IMAGES, batch_size=2, stop=None):
-    output = TextOutput(out, told, images, batch_size)
-    for start in range(output.done, stop or len(images), batch_size):
-        output.write(RESULTS[start : min(start + batch_size, len(images))])
-    output.close()
+    with contextlib.closing(TextOutput(out, told, images)) as output:
+        output.resume(batch_size)
+        for start in range(output.done, stop or len(images), batch_size):
+            output.write(RESULTS[start : min(start + batch_size, len(images))])
     return output
 
 
@@ -92,9 +93,9 @@ def test_what_is_not_gone_on_with(tmp_path):
 
 
 def test_two_do_not_write_one_file(tmp_path):
-    first = TextOutput(tmp_path / "a.csv", Told(NAMES, 2), IMAGES, 2)
+    first = TextOutput(tmp_path / "a.csv", Told(NAMES, 2), IMAGES)
     with pytest.raises(RunError, match="is being written by another process"):
-        TextOutput(tmp_path / "a.csv", Told(NAMES, 2), IMAGES, 2)
+        TextOutput(tmp_path / "a.csv", Told(NAMES, 2), IMAGES)
     first.close()
     write(tmp_path / "a.csv", Told(NAMES, 2))
 

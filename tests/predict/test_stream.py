@@ -37,6 +37,19 @@ def test_endless_inputs_are_drawn_as_they_are_needed(classify):
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decoder")]
 
 
+def test_a_source_may_fill_the_same_array_for_each_image(classify):
+    """As cameras do, into a buffer that was given to them once."""
+
+    def camera():
+        frame = np.empty_like(IMAGES[0])
+        for image in IMAGES:
+            frame[:] = image
+            yield frame
+
+    found = np.array([result.values for result in classify.stream(camera())])
+    np.testing.assert_array_equal(found, classify(IMAGES))
+
+
 def test_a_bad_image_is_an_entry_or_an_error_after_those_before_it(classify):
     images = [*IMAGES[:5], b"nonsense", *IMAGES[6:]]
     entries = list(classify.stream(images, on_error="entry"))
