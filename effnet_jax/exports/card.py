@@ -51,7 +51,8 @@ def card(weights: Weights, library: str) -> str:
         rows["published as"] = f"{published.name} ({published.alias}), {published.top1} % top-1 on ImageNet"
     rows |= {key: str(source[key]) for key in ("run", "step", "commit", "name") if source.get(key) is not None}
     if isinstance(parent := source.get("parent"), dict):
-        rows["fine-tuned from"] = str(parent.get("weights") or parent.get("source", {}).get("name"))
+        began = str(parent.get("weights") or parent.get("source", {}).get("name"))
+        rows["fine-tuned from"] = Path(began).name if Path(began).is_absolute() else began  # a card is for others
     rows |= {f"accuracy, {split}": f"{100 * value:.1f} %" for split, value in weights.figures.items()}
     lines += ["", "| | |", "|---|---|", *(f"| {_text(key)} | {_text(value)} |" for key, value in rows.items())]
     if metadata.class_names:

@@ -182,10 +182,12 @@ def test_names_in_a_model_card(weights, tmp_path, monkeypatch):
     """Of one line each, and nothing of them is Markdown or HTML; of a folder that is named from within, its own."""
     variables, metadata = read_weights(weights("lite0"))
     names = ("new\n---\nline", "<b>a|b</b>", *map(str, range(998)))
-    write_weights(tmp_path / "mine", variables, dataclasses.replace(metadata, class_names=names))
+    source = {"run": "mine", "parent": {"weights": "/home/me/secret/lite0"}}
+    write_weights(tmp_path / "mine", variables, dataclasses.replace(metadata, class_names=names, source=source))
     monkeypatch.chdir(tmp_path / "mine")
     export(".", tmp_path / "out", form="timm")
     card = (tmp_path / "out" / "README.md").read_text()
+    assert "| fine-tuned from | lite0 |" in card and "secret" not in card
     assert "# mine\n" in card and r"Classes, in order: new --- line, \<b\>a\|b\</b\>, 0, 1," in card
     assert json.loads((tmp_path / "out" / "config.json").read_text())["label_names"][:2] == list(names[:2])
 
