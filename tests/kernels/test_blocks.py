@@ -140,7 +140,8 @@ def test_a_network_is_the_same_by_kernels_and_by_xla(variant, update, images):
     found = {}
     for lowering in ("kernels", "platform"):
         model = create_model(variant, num_classes=5, lowering=lowering)
-        variables = _variables(model)
+        # A gradient jumps by some per cent where rounding moves one value over a corner of ReLU6: far from both.
+        variables = _variables(model, scale=0.5, bias=3.0) if variant == "lite0" else _variables(model)
 
         def loss_of(params, images, model=model, variables=variables):
             logits, updated = model.apply(
@@ -157,8 +158,8 @@ def test_a_network_is_the_same_by_kernels_and_by_xla(variant, update, images):
         found[lowering] = (gradients(variables["params"], images), "effnet_jax_" in _text(gradients, variables, images))
     assert found["kernels"][1] and not found["platform"][1]
     (ours, (logits, updated)), (theirs, (expected, expected_updated)) = found["kernels"][0], found["platform"][0]
-    # Statistics of few pixels carry rounding on, and a gradient jumps where a ReLU6 has its corners.
-    share = 2e-3 if update else 3e-5
+    # Statistics of few pixels carry rounding on.
+    share = 2e-3 if update and variant == "b0" else 3e-5
     np.testing.assert_allclose(logits, expected, rtol=0, atol=share * float(jnp.abs(expected).max()))
     for a, b in zip(jax.tree.leaves(updated), jax.tree.leaves(expected_updated), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
@@ -172,8 +173,11 @@ def _norm(tree):
     return float(jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree))))
 
 
-def _variables(model):
-    """Plausible values without a compilation: kernels small, statistics not those that batch norm starts with."""
+def _variables(model, scale=1.0, bias=0.0):
+    """Plausible values without a compilation: kernels small, statistics not those that batch norm starts with.
+
+    `scale` and `bias` are those of batch norm, of the classifier too.
+    """
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
     rng = np.random.default_rng(3)
 
@@ -181,7 +185,7 @@ def _variables(model):
         name = path[-1].key
         if name == "kernel":
             return jnp.asarray(rng.normal(size=leaf.shape) * np.prod(leaf.shape[:-1]) ** -0.5, jnp.float32)
-        near = {"scale": 1.0, "var": 1.0}.get(name, 0.0)
+        near = {"scale": scale, "bias": bias, "var": 1.0}.get(name, 0.0)
         return jnp.asarray(near + 0.1 * rng.uniform(-1, 1, leaf.shape), jnp.float32)
 
     return jax.tree_util.tree_map_with_path(value, shapes)
