@@ -4,6 +4,9 @@ orbax restores a flipped bit without a word, so each leaf's CRC-32C is kept in t
 """
 
 import dataclasses
+import functools
+import logging
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -220,6 +223,7 @@ def fresh_classifier(features: int, classes: int) -> dict[str, np.ndarray]:
 
 def array_handler() -> ocp.PyTreeCheckpointHandler:
     """Returns what writes and reads trees of NumPy arrays, for weights dirs and for checkpoints of a run."""
+    _say_errors_once()
     registry = ocp.type_handlers.create_type_handler_registry(
         # Nothing changes the arrays while they are written, so they need no second copy in memory.
         (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)),
@@ -233,6 +237,20 @@ def array_handler() -> ocp.PyTreeCheckpointHandler:
         type_handler_registry=registry,
         multiprocessing_options=alone(),
     )
+
+
+@functools.cache
+def _say_errors_once() -> None:
+    """Keeps orbax and tensorstore from telling each error of a save, which is raised, in thousands of lines besides."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax: every step of every save, tracebacks of each thread
+    before = sys.unraisablehook
+
+    def hook(told: Any) -> None:
+        # Of arrays that are on their way when a save fails tensorstore's threads tell a loop that has ended meanwhile.
+        if str(told.exc_value) != "Event loop is closed":
+            before(told)
+
+    sys.unraisablehook = hook
 
 
 def alone() -> ocp.options.MultiprocessingOptions:

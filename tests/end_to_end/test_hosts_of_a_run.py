@@ -113,6 +113,7 @@ def test_a_disk_that_fills_up_is_told_by_both(recipe, tmp_path):
     seconds, statuses, outputs = ends(started, within=300)
     assert statuses == [2, 2], [output[-2000:] for output in outputs]
     assert all("no space left on the disk for" in lines[0] for lines in errors(outputs)), outputs
+    assert not any("Traceback" in output for output in outputs), outputs[0][-3000:]
     print(f"both ended {seconds:.0f} s after the start: {errors(outputs)}")
     runs.run(recipe, tmp_path / "run", **TOGETHER)  # with room again
 

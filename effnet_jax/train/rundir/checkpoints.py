@@ -10,7 +10,6 @@ The first process writes; all read.
 import contextlib
 import dataclasses
 import functools
-import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -76,7 +75,6 @@ class Checkpoints:
           minutes: between two of them.
           steps: one at each multiple of so many steps besides; 0: none.
         """
-        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells every step of every save
         self.folder = workdir / CHECKPOINTS
         self.accuracies: Mapping[int, float] = {}  # validation accuracy by step, for the best; the log's
         self._workdir, self._claim, self._tell = workdir, claim or locks.Claim(), tell
