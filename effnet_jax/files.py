@@ -302,21 +302,17 @@ def check_writable(path: AnyPath) -> None:
         raise PathError(f"{path} cannot be written: {place.parent} may not be written to")
 
 
-@contextlib.contextmanager
-def new_file(path: AnyPath, *, alone: bool = False) -> Iterator[Path]:
-    """Gives a place beside a file on a disk to write it to: it comes into its own place whole, or not at all.
-
-    Args:
-      path: of the file.
-      alone: whether no other process may be writing it: what one left that was killed is then removed first.
-
-    Yields:
-      The hidden place to write to.
-    """
+def drop_partials(path: AnyPath) -> None:
+    """Removes what processes that were killed left beside a file of a disk (`new_file`); none may be writing it now."""
     place = Path(as_path(path))
-    if alone:
-        for left in place.parent.glob(f".{glob.escape(place.name)}.*{_PARTIAL}"):
-            left.unlink(missing_ok=True)
+    for left in place.parent.glob(f".{glob.escape(place.name)}.*{_PARTIAL}"):
+        left.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_file(path: AnyPath) -> Iterator[Path]:
+    """Gives a place beside a file on a disk to write it to: it comes into its own place whole, or not at all."""
+    place = Path(as_path(path))
     partial = place.with_name(f".{place.name}.{os.getpid()}-{threading.get_ident()}{_PARTIAL}")
     try:
         yield partial

@@ -115,8 +115,9 @@ class FeaturesOutput:
         Raises:
           DiskError: there is no room for it; the rows stay, so that the same command makes it.
         """
+        files.drop_partials(self._out)  # no other process has the rows
         try:
-            with files.new_file(self._out, alone=True) as place, open(self._rows.path, "rb") as rows:
+            with files.new_file(self._out) as place, open(self._rows.path, "rb") as rows:
                 write = _write_npz if self._out.suffix.lower() == ".npz" else _write_parquet
                 write(place, rows, self._told, self.done - self.bad, self._width)
         except OSError as error:

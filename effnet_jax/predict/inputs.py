@@ -31,15 +31,14 @@ def is_one(images: Any) -> bool:
     )
 
 
-def draw(image: ImageLike, number: int, *, lent: bool = False) -> Drawn:
-    """Takes an image out of the caller's hands: an open file is read to its end, an array is looked at.
+def draw(image: ImageLike, number: int) -> Drawn:
+    """Takes an image out of the caller's hands: an open file is read to its end, an array is looked at and copied.
 
     Paths are not opened yet: that is the decoders' work.
 
     Args:
       image: a path, the bytes of an image file, an open binary file, or an array of [h, w, 3] with levels 0..255.
       number: how many came before it, for messages.
-      lent: whether an array may have other levels once the next image is asked for: it is copied.
     """
     name = f"image {number}"
     try:
@@ -54,8 +53,8 @@ def draw(image: ImageLike, number: int, *, lent: bool = False) -> Drawn:
             if not isinstance(data, bytes):
                 raise DataError(f"{name} is open as text: open it with mode 'rb'")
             return name, data
-        levels = check_array(np.asarray(image), name)
-        return name, levels.copy() if lent else levels
+        # Copied, since the caller may fill the same array for each image, as cameras do.
+        return name, check_array(np.asarray(image), name).copy()
     except (OSError, ValueError) as error:  # a file that is closed, a path that no disk can have
         return name, DataError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}")
     except DataError as error:

@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -56,7 +56,6 @@ def stream_batches(
       workers: processes that decode; 0: threads of this one.
     """
     source = iter(images)
-    lent = not isinstance(images, Sequence | np.ndarray)  # it may fill the same array for each image, as cameras do
     decoders = Decoders(viewed, workers=workers)
     decoding: collections.deque[_Batch] = collections.deque()
     computing: collections.deque[tuple[jax.Array, _Batch, dict[int, str]]] = collections.deque()
@@ -72,7 +71,7 @@ def stream_batches(
 
     try:
         for start in itertools.count(0, sizes[-1]):
-            drawn, failure = _draw(source, start, sizes[-1], lent)
+            drawn, failure = _draw(source, start, sizes[-1])
             if drawn:
                 size = bucket(len(drawn), sizes)
                 rows = list(enumerate([*drawn, *[None] * (size - len(drawn))]))
@@ -92,12 +91,12 @@ def stream_batches(
         decoders.close()
 
 
-def _draw(source: Iterator[Any], start: int, count: int, lent: bool) -> tuple[list[Drawn], Exception | None]:
+def _draw(source: Iterator[Any], start: int, count: int) -> tuple[list[Drawn], Exception | None]:
     """Draws up to `count` images. What the source raises is kept until the results of those before it are out."""
     drawn: list[Drawn] = []
     try:
         for number, image in enumerate(itertools.islice(source, count), start):
-            drawn.append(draw(image, number, lent=lent))
+            drawn.append(draw(image, number))
     except Exception as error:
         return drawn, error
     return drawn, None
